@@ -187,3 +187,18 @@ async def test_a_conversation_has_one_prefix_wherever_its_cache_breakpoint_is(
             assert answer.status == 200
     first, second = (ask.prefix for ask in service.asks)
     assert first == second != ""
+
+
+async def test_examples_of_a_tools_input_are_part_of_its_description(
+    serve: Serve, http: ClientSession
+) -> None:
+    service = text_service("Hello")
+    url = await serve(parts(service, TOOL_MODEL)) + PATH
+    tools = [{**READ, "input_examples": [{"path": "a"}, {}]}, {**READ, "name": "Write"}]
+    async with http.post(url, json={**ASK, "tools": tools, "stream": True}) as answer:
+        assert answer.status == 200
+    functions = [tool["function"] for tool in call_of(service).body["tools"]]
+    assert [function["description"] for function in functions] == [
+        'Reads.\nExamples of its input:\n{"path":"a"}\n{}',
+        "Reads.",
+    ]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from sollold.api.anthropic.messages_ask import Tokens, ToolChoice
 from sollold.api.anthropic.tool_changes import current_tools
 from sollold.api.engine.fields import require_capability
@@ -143,4 +145,13 @@ def _function(tool: Tool) -> Tool | None:
         raise Refusal(Fault.BAD_REQUEST, "every tool needs a name")
     if not isinstance(schema, dict | bool):
         raise Refusal(Fault.BAD_REQUEST, f"tool {name[:60]!r} has an input_schema that is not a JSON schema")
+    description = _with_examples(description, tool.get("input_examples"))
     return {"name": name, "description": description, "parameters": schema}
+
+
+def _with_examples(description: str, examples: object) -> str:
+    """Return a tool's description with examples of its input, which templates have no other place for."""
+    if not isinstance(examples, list) or not examples:
+        return description
+    inputs = (msgspec.json.encode(example).decode() for example in examples)
+    return "\n".join(filter(None, (description, "Examples of its input:", *inputs)))
