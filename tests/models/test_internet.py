@@ -118,6 +118,22 @@ async def test_without_a_proxy_doctor_shows_how_to_set_one(monkeypatch: pytest.M
         assert not access.trouble(), "old failures are not reported"
 
 
+async def test_the_login_of_a_mirror_is_in_no_message(content: bytes) -> None:
+    mirror = HubDouble("org/Other-GGUF", {"tiny-Q4_K_M.gguf": content})
+    url = (await mirror.start()).replace("://", "://anna:my-secret@")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = f"http://anna:my-secret@127.0.0.1:{server.getsockname()[1]}"
+    try:
+        for endpoint in (url, closed):
+            async with internet({"HF_ENDPOINT": endpoint}) as access:
+                with pytest.raises(RemoteError) as caught:
+                    await RemoteHeaders(access).read(NAME)
+                shown = f"{caught.value} {access.trouble()}"
+                assert "127.0.0.1" in shown and "secret" not in shown
+    finally:
+        await mirror.close()
+
+
 class Redirects(HttpDouble):
     """Redirects requests, or answers them if there is no target.
 

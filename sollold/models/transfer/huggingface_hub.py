@@ -17,6 +17,7 @@ from sollold.models.transfer.bounded_answer import read_at_most
 from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.internet import Internet, Unreachable
 from sollold.models.transfer.partial_file import Item
+from sollold.settings.confidential import hidden_in_text
 
 HOSTS = ("hf.co", "huggingface.co")
 _PREFERRED = ("Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0")
@@ -54,6 +55,8 @@ class Hub:
         self._internet = internet
         environ = internet.environ
         self._base = (environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        self._shown = hidden_in_text(self._base)
+        """The address in messages, without the login that it may contain."""
         token = environ.get("HF_TOKEN", "")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
@@ -69,17 +72,17 @@ class Hub:
             async with self._internet.get(url, timeout, self._headers) as answer:
                 if answer.status in (401, 403, 404):
                     raise HubError(
-                        f"{name.namespace}/{name.model} is not on {self._base}, or needs HF_TOKEN",
+                        f"{name.namespace}/{name.model} is not on {self._shown}, or needs HF_TOKEN",
                         missing=True,
                     )
                 if answer.status != 200:
-                    raise HubError(f"{url} answered {answer.status}")
+                    raise HubError(f"{hidden_in_text(url)} answered {answer.status}")
                 raw = await read_at_most(answer, _MAX_BYTES)
             siblings = msgspec.json.decode(raw, type=_Repository).siblings
         except Unreachable as error:
             raise HubError(str(error)) from None
         except UNDECODABLE as error:
-            raise HubError(f"{url} was not understood: {error}") from None
+            raise HubError(f"{hidden_in_text(url)} was not understood: {error}") from None
         chosen = choose([sibling.rfilename for sibling in siblings], name.tag)
         if not chosen:
             tags = sorted({_tag(s.rfilename) for s in siblings if s.rfilename.endswith(".gguf")} - {""})
@@ -94,7 +97,7 @@ class Hub:
             sibling = by_path[path]
             size = sibling.lfs.size if sibling.lfs and sibling.lfs.size else sibling.size or 0
             if size <= 0:
-                raise HubError(f"{self._base} does not say how large {path} is")
+                raise HubError(f"{self._shown} does not say how large {path} is")
             items.append(Item(PurePosixPath(path).name, size, sibling.lfs.sha256 if sibling.lfs else ""))
         return chosen, tuple(items)
 
@@ -108,7 +111,7 @@ class HubSource:
     """A `Source` of a model's files, each at a URL of the hub."""
 
     def __init__(self, internet: Internet, urls: list[str], headers: dict[str, str]) -> None:
-        self.name = urls[0].split("/resolve/")[0]
+        self.name = hidden_in_text(urls[0].split("/resolve/")[0])
         self._internet = internet
         self._urls = urls
         self._headers = headers
@@ -125,7 +128,7 @@ class HubSource:
             async with self._internet.get(self._urls[index], timeout, headers) as answer:
                 whole = answer.status == 200 and start == 0
                 if answer.status != 206 and not whole:
-                    raise SourceError(f"{self._urls[index]} answered {answer.status}")
+                    raise SourceError(f"{hidden_in_text(self._urls[index])} answered {answer.status}")
                 async for piece in answer.content.iter_any():
                     yield piece
         except Unreachable as error:

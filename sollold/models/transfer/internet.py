@@ -75,7 +75,7 @@ class Internet:
         Raises:
             Unreachable: also raised for errors inside the ``async with`` block.
         """
-        server = urlsplit(url).netloc
+        server = _server_of(url)
         proxy: Proxy | None = None
         answered = False
         try:
@@ -102,7 +102,7 @@ class Internet:
         except (aiohttp.ClientError, Unreachable, TimeoutError, OSError, UnicodeError) as error:
             via = f" through the proxy {proxy}" if proxy else ""
             verb = "broke off" if answered else "can't be reached"
-            problem = f"{urlsplit(url).netloc} {verb}{via}: {_reason(error)}"
+            problem = f"{_server_of(url)} {verb}{via}: {_reason(error)}"
             raise self._fault(server, problem, _FIX if proxy else _HINT) from None
 
     def _fault(self, server: str, problem: str, fix: str) -> Unreachable:
@@ -115,6 +115,11 @@ class Internet:
         if self._session is None:
             self._session = self._make()
         return self._session
+
+
+def _server_of(url: str) -> str:
+    """Return host and port of a URL, without its login: messages are shown to everybody."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _request_options(proxy: Proxy | None, url: str, headers: Mapping[str, str]) -> dict[str, Any]:
@@ -153,7 +158,7 @@ def redirected(
     except ValueError:
         raise Unreachable("it redirects to an invalid address") from None
     if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http") or inward:
-        raise Unreachable(f"it redirects to {new.scheme}://{new.netloc}, which is not followed")
+        raise Unreachable(f"it redirects to {new.scheme}://{_server_of(target)}, which is not followed")
     if headers and (old.scheme, old.netloc) != (new.scheme, new.netloc):
         headers = {name: value for name, value in headers.items() if name != "Authorization"}
     return target, headers
