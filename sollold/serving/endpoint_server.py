@@ -85,7 +85,7 @@ class EndpointState:
 
         Small requests (`EngineRequest.bypass_queue`) count only if the engine has no others.
         """
-        sent = [stream for stream in self.streams if stream.progress is not None]
+        sent = [stream for stream in self.streams if stream.connected]
         sent = [stream for stream in sent if not stream.request.bypass_queue] or sent
         unanswered = [s for s in sent if s.progress is not None and not s.progress.began]
         return max(unanswered, key=lambda stream: stream.sent_at, default=None)

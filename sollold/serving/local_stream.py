@@ -124,6 +124,11 @@ class LocalStream:
         self._begin = begin
         self._speed = speed
 
+    @property
+    def connected(self) -> bool:
+        """Whether a connection was made for the request, so that the engine may have got it."""
+        return self._connection is not None
+
     async def open(self, on_position: Callable[[int], None]) -> None:
         """Wait for a slot, send the request, and read the engine's status.
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from sollold.cluster.gossip.record import Backend
+from sollold.cluster.net.http_connection import HttpConnection
 from sollold.engines.install.find import Llama
 from sollold.errors import Fault, Refusal
 from sollold.machine.device import Device, Kind
@@ -86,12 +87,16 @@ async def test_a_token_count_that_crashes_an_engine_is_not_retried(cluster: Clus
         (("/tokenize", "/tokenize"), 1),
         (("answered", "/tokenize"), None),
         (("answered", "/v1/chat/completions"), 1),
+        (("/v1/chat/completions", "connecting"), 0),
     ],
 )
-async def test_a_small_request_is_blamed_for_a_crash_only_if_there_were_no_others(
+async def test_a_crash_is_blamed_on_the_newest_request_that_may_be_its_cause(
     paths: tuple[str, ...], blamed: int | None
 ) -> None:
-    """The streams with these paths were sent one after another; ``answered`` has been answered in part."""
+    """The streams with these paths were sent one after another.
+
+    ``answered`` has been answered in part, ``connecting`` was admitted after the crash.
+    """
     queue = AdmissionQueue(4, 4)
     state = EndpointState("d", cast(Any, None), queue)
     streams = []
@@ -105,6 +110,8 @@ async def test_a_small_request_is_blamed_for_a_crash_only_if_there_were_no_other
         )  # fmt: skip
         stream.sent_at, stream.progress = float(sent), RequestProgress(0.0, 0.0, 0.0)
         stream.progress.began = path == "answered"
+        if path != "connecting":
+            stream._connection = HttpConnection("engine")
         streams.append(stream)
     state.streams = set(streams)
     assert state.newest_unanswered() is (None if blamed is None else streams[blamed])
