@@ -110,6 +110,8 @@ class ClusterSnapshot:
     def ending(self, lately: bool = False) -> dict[tuple[str, str], int]:
         """Return the bytes of deployments that have ended or are ending; their owners soon release them.
 
+        A reservation counts as well: if the leader that made it is gone, it expires.
+
         ``lately``: only of those that ended a moment ago.
         """
         # Deployments in use on a draining node end, or become idle, within the drain limit.
@@ -125,9 +127,10 @@ class ClusterSnapshot:
                     held[key] = held.get(key, 0) + size
         for record in self.records:
             for grant in record.grants:
-                if grant.deployment in alive or grant.state is not GrantState.COMMITTED:
+                if grant.deployment in alive:
                     continue
-                if not lately or grant.deployment in self.returning:
+                committed = grant.state is GrantState.COMMITTED
+                if not lately or (committed and grant.deployment in self.returning):
                     key = record.node, grant.device
                     held[key] = held.get(key, 0) + grant.bytes
         return held

@@ -498,3 +498,15 @@ async def test_a_model_whose_only_holder_is_drained_is_refused_for_that_reason(c
     assert "host-a, is draining" in answer.message and "undrain" in answer.message
     cluster.nodes["a"].draining = cluster.nodes["a"].empty = False
     assert (await cluster.planner.ensure(ENSURE)).verdict is Verdict.WAIT
+
+
+async def test_a_model_waits_for_a_reservation_of_a_former_leader_to_expire() -> None:
+    cluster = Cluster(SETTINGS)
+    owner = cluster.add("a", 1500 * MIB, model()).ledger
+    assert owner.reserve(Reserve(cluster.term, "former", "b", {"CPU": 1000 * MIB}), cluster.now)[0].ok
+    waits = await cluster.planner.ensure(ENSURE)
+    assert waits.verdict is Verdict.PLANNING
+    assert "waits for memory that another deployment is releasing" in waits.message
+    cluster.now += 15.0
+    owner.expire(cluster.now)
+    assert (await cluster.planner.ensure(ENSURE)).verdict is Verdict.WAIT
