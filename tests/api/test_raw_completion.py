@@ -67,6 +67,15 @@ async def test_ollama_gets_a_raw_prompt_and_its_own_field_names(http: ClientSess
     assert service.asks[0].calls[Engine.LLAMA].path == "/v1/completions"
 
 
+async def test_ollama_separates_no_thinking_from_a_raw_answer(http: ClientSession, serve: Serve) -> None:
+    """Its parser of thinking is on by default; the text of a completion is all that the model writes."""
+    for capabilities, think in (("completion", "thinking"), False), (("completion",), None):
+        service = ScriptedService(record("", **LAST), engine=Engine.OLLAMA)
+        url = await serve(parts(service, model(capabilities=capabilities)))
+        await post(http, url, prompt="Once <think>")
+        assert service.asks[0].calls[Engine.OLLAMA].body.get("think") is think
+
+
 async def test_ollamas_lines_become_chunks(http: ClientSession, serve: Serve) -> None:
     service = ScriptedService(record("one "), record("two"), record("", **LAST), engine=Engine.OLLAMA)
     url = await serve(parts(service, model()))

@@ -18,6 +18,7 @@ from sollold.api.openai.completion_logprobs import LogprobColumns
 from sollold.api.openai.request import Completion
 from sollold.api.openai.text_completion import TextCompletion, choice_of
 from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
 from sollold.serving.request import Call, Engine, Routing
 
 OPTIONS = {
@@ -42,7 +43,7 @@ OPTIONS = {
 """OpenAI's or llama-server's name → Ollama's."""
 
 
-def raw_generate(body: dict[str, Any], ask: Completion, notes: tuple[str, ...]) -> Call | None:
+def raw_generate(body: dict[str, Any], ask: Completion, model: Model, notes: tuple[str, ...]) -> Call | None:
     """Return the call for an Ollama, or None if Ollama can't express the request.
 
     ``body``: the result of ``completion_body``; ``notes``: warnings about fields that have no effect.
@@ -65,6 +66,9 @@ def raw_generate(body: dict[str, Any], ask: Completion, notes: tuple[str, ...]) 
         out["keep_alive"] = ask.keep_alive
     if ask.logprobs is not None:
         out |= {"logprobs": True, "top_logprobs": ask.logprobs}
+    if "thinking" in model.capabilities:
+        # Otherwise Ollama takes thinking, which it recognizes by its tags, out of the text.
+        out["think"] = False
     schema = body.get("json_schema") or _schema_in(body.get("response_format"))
     if schema is not None:
         out["format"] = schema

@@ -283,7 +283,7 @@ class OpenAiRoutes:
         def calls() -> tuple[dict[Engine, Call], Prepared]:
             prepared = Prepared(warnings=prepare_format(engine))
             notes = (*ignored, *native_completion_notes(body, ask))
-            call, native = Call("/v1/completions", engine), raw_generate(engine, ask, notes)
+            call, native = Call("/v1/completions", engine), raw_generate(engine, ask, listed.model, notes)
             if ask.suffix:
                 call = Call("/infill", infill_body(engine, ask))
                 native = Call("/v1/completions", ollama_body(typed_body(body, ask)), notes)
