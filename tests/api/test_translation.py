@@ -41,7 +41,7 @@ from sollold.api.ollama.template import render_template
 from sollold.api.openai.request import ChatCompletion, chat_completion_body, checked_chat
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_events import ResponseEvents
-from sollold.api.openai.responses_request import response_body
+from sollold.api.openai.responses_request import response_body, response_warnings
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 from sollold.priority import NAMES, ROLES
@@ -705,6 +705,18 @@ def test_the_thinking_of_a_response_is_a_content_part() -> None:
     ]
     assert out[1]["part"] == {"type": "reasoning_text", "text": ""}
     assert out[4]["part"] == events.result()["output"][0]["content"][0]
+
+
+def test_parts_of_responses_without_effect_warn_with_the_reason() -> None:
+    body: dict[str, Any] = {"model": "demo", "input": "hi", "top_logprobs": 3}
+    body["tools"] = [{"type": kind} for kind in ("apply_patch", "web_search", "local_shell")]
+    assert response_warnings(body, msgspec.convert(body, ResponseAsk)) == (
+        "tools of type web_search run at OpenAI and are left out",
+        "tools of type apply_patch, local_shell are known only to OpenAI's models and are left out",
+        "top_logprobs has no effect: include does not name message.output_text.logprobs",
+    )
+    body |= {"tools": None, "include": ["message.output_text.logprobs"]}
+    assert response_warnings(body, msgspec.convert(body, ResponseAsk)) == ()
 
 
 def test_tools_of_responses_that_run_elsewhere_are_left_out() -> None:

@@ -318,6 +318,8 @@ def response_warnings(body: dict[str, Any], ask: ResponseAsk) -> tuple[str, ...]
         for name in dict.fromkeys((ask.include or ())[:8])
         if name not in _INCLUDES
     ]
+    if ask.top_logprobs and ask.alternatives is None:
+        warnings.append(f"top_logprobs has no effect: include does not name {_INCLUDES[0]}")
     kinds = {str(item.get("type")) for item in ask.input} if isinstance(ask.input, list) else set()
     if kinds & {*_UNREADABLE}:
         warnings.append("a compaction can only be read by OpenAI and is left out")

@@ -21,6 +21,8 @@ Tool = dict[str, Any]
 
 SEARCH = "tool_search"
 _OWN_KINDS = ("function", "custom", SEARCH)
+_TRAINED = frozenset(("apply_patch", "shell", "local_shell", "computer", "computer_use_preview"))
+"""Kinds that run at the caller, without a schema."""
 _TEXT_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"input": {"type": "string"}},
@@ -70,8 +72,15 @@ def own_tools(ask: ResponseAsk) -> dict[str, OwnTool]:
 def tool_warnings(ask: ResponseAsk) -> list[str]:
     """Return warnings about tools that are left out, and about grammars that are not enforced."""
     offered = [tool for _, tool in _all_tools(ask)]
-    hosted = sorted({_kind(tool)[:40] for tool in offered if not _is_own(tool)} - {SEARCH})
-    warnings = [f"tools of type {', '.join(hosted)} run at OpenAI and are left out"] if hosted else []
+    kinds = {_kind(tool)[:40] for tool in offered if not _is_own(tool)} - {SEARCH}
+    warnings = [
+        f"tools of type {', '.join(sorted(group))} {reason} and are left out"
+        for group, reason in (
+            (kinds - _TRAINED, "run at OpenAI"),
+            (kinds & _TRAINED, "are known only to OpenAI's models"),
+        )
+        if group
+    ]
     if any("format" in tool for tool in offered if _kind(tool) == "custom"):
         warnings.append("the grammar of a custom tool is not enforced")
     return warnings
