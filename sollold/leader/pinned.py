@@ -69,6 +69,8 @@ class PinnedPolicy:
         """Time each node was last seen."""
         self._replaced: set[str] = set()
         """Deployments that this node, as the leader, ends to load them with other options."""
+        self._unloading: set[str] = set()
+        """Deployments that are being unloaded by order, as long as the records still show them."""
 
     def observe(self, records: Sequence[Record], now: float) -> None:
         """Learn from the records what is pinned and what was lost."""
@@ -78,6 +80,7 @@ class PinnedPolicy:
         self._seen = {
             node: seen for node, seen in self._seen.items() if now - seen < FORGOTTEN and node not in draining
         }
+        self._unloading &= {endpoint.id for record in records for endpoint in record.endpoints}
         found = _by_content(records)
         for content, endpoints in found.items():
             before = self._pinned.get(content, _NOT_PINNED)
@@ -85,7 +88,7 @@ class PinnedPolicy:
                 # A model being loaded again counts as lost until it is ready, since the load may fail.
                 running = endpoint.state is State.READY or (is_loading(endpoint) and before.lost is None)
                 leaves = endpoint.closing or head.draining or endpoint.id in self._replaced
-                if endpoint.pinned and running:
+                if endpoint.pinned and running and endpoint.id not in self._unloading:
                     self._pinned[content] = _Pinned(head.node, endpoint, leaves, next=before.next)
                 elif leaves and endpoint.id == before.endpoint.id:
                     # An idle one ends so soon that no record may show it ready and closing.
@@ -168,6 +171,14 @@ class PinnedPolicy:
                 self._replaced.discard(pinned.endpoint.id)
                 del self._pinned[content]
         return lost
+
+    def note_unloading(self, deployments: Iterable[str]) -> None:
+        """Note that these are being unloaded by order, even if they were about to end anyway."""
+        self._unloading.update(deployments)
+
+    def keep(self, deployment: str) -> None:
+        """Pin a deployment again: it was not unloaded."""
+        self._unloading.discard(deployment)
 
 
 def redundant_pins(records: Iterable[Record]) -> dict[str, str]:

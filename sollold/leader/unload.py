@@ -65,6 +65,7 @@ class Unloader:
             if {accepted.deployment.lower(), accepted.plan.model.lower()} & names
         }
         wanted = sorted({*running, *ordered, *drop.seen})
+        self._pinned.note_unloading(deployment for _, deployment in wanted)
         done = await asyncio.gather(
             *(
                 self._applier.unload(node, deployment, term, drop.reason, force=drop.force)
@@ -72,6 +73,9 @@ class Unloader:
             )
         )
         results = list(zip((deployment for _, deployment in wanted), done, strict=True))
+        for deployment, result in results:
+            if not result.ok:
+                self._pinned.keep(deployment)
         return Dropped(
             ended=tuple(deployment for deployment, result in results if result.ok),
             refused=tuple((deployment, result.reason) for deployment, result in results if not result.ok),

@@ -172,6 +172,23 @@ def test_a_lost_model_is_forgotten_after_a_time_or_an_unload(observed: ObservedP
     assert not observed.policy.is_lost("m", "d")
 
 
+@pytest.mark.parametrize("leaving", [head(PINNED, draining=True), head(replace(PINNED, closing=True))])
+def test_a_model_that_is_unloaded_while_it_was_about_to_end_stays_unloaded(leaving: Record) -> None:
+    for refused in (False, True):
+        observed = ObservedPolicy()
+        observed.see(leaving)
+        observed.policy.forget("m")
+        observed.policy.note_unloading(["x"])
+        observed.see(leaving)
+        if refused:
+            observed.policy.keep("x")
+            observed.see(leaving)
+        ending = replace(leaving.endpoints[0], state=State.DRAINING)
+        observed.see(replace(leaving, endpoints=(ending,)))
+        observed.see(replace(leaving, endpoints=()))
+        assert observed.due(after=STANDS) == (["x"] if refused else [])
+
+
 def test_models_pinned_in_ollama_are_not_reloaded() -> None:
     observed = ObservedPolicy()
     observed.see(head(replace(PINNED, backend=Backend.OLLAMA)))
