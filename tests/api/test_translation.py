@@ -504,6 +504,19 @@ def test_the_system_prompt_of_claude_code_is_the_same_in_each_request(separate: 
     assert messages("fa690") == messages("0aaa9")
 
 
+def test_the_beginning_of_an_answer_is_refused_beside_a_format() -> None:
+    """As at Anthropic: the format applies to what is generated, so both together are no JSON."""
+    request: dict[str, Any] = {
+        "model": "demo",
+        "max_tokens": 5,
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "{"}],
+        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+    }
+    assert "output format" in refused(lambda: messages_body(msgspec.convert(request, Messages), model()))
+    request["messages"].append({"role": "user", "content": "go on"})
+    assert "response_format" in messages_body(msgspec.convert(request, Messages), model())
+
+
 def test_order_of_anthropic_events() -> None:
     events = MessageEvents("demo")
     inputs = [

@@ -54,6 +54,10 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
         schema = format_.get("schema")
         if not isinstance(schema, dict):
             raise Refusal(Fault.BAD_REQUEST, "the output format needs a schema")
+        if body["messages"][-1]["role"] == "assistant":
+            # The format applies to what is generated, so the whole answer would not have it.
+            message = "an output format can't be combined with the beginning of an answer"
+            raise Refusal(Fault.BAD_REQUEST, message)
         json_schema = {"name": "answer", "schema": schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
     body["stream"] = True
