@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, replace
 
-from sollold.cluster.gossip.record import Backend, Endpoint, GrantState, Record, State
+from sollold.cluster.gossip.record import Backend, Endpoint, Grant, GrantState, Record, State
 from sollold.facts import dataclass
 from sollold.leader.backoff import Blocked
 from sollold.models.footprint.shape import Shape
@@ -127,13 +127,20 @@ class ClusterSnapshot:
                     held[key] = held.get(key, 0) + size
         for record in self.records:
             for grant in record.grants:
-                if grant.deployment in alive:
+                if grant.deployment in alive and not self._outlasts(record.node, grant):
                     continue
                 committed = grant.state is GrantState.COMMITTED
                 if not lately or (committed and grant.deployment in self.returning):
                     key = record.node, grant.device
                     held[key] = held.get(key, 0) + grant.bytes
         return held
+
+    def _outlasts(self, node: str, grant: Grant) -> bool:
+        """Return whether an owner has reported its free memory since the deployment of a grant ended.
+
+        Then that report shows whether the memory of the grant is free. An end clears all earlier reports.
+        """
+        return grant.deployment in self.gone and (node, grant.device) in self.truth
 
     def orphans(self) -> list[tuple[str, str, str]]:
         """Return (node, deployment, head) of committed grants whose head has left the cluster or failed."""
@@ -166,8 +173,9 @@ class ClusterSnapshot:
         for node, deployment in shown:
             if deployment in self.gone:
                 record = next(r for r in self.records if r.node == node)
-                size = {(node, g.device): g.bytes for g in record.grants if g.deployment == deployment}
-                _add(give, size)
+                for grant in record.grants:
+                    if grant.deployment == deployment and not self._outlasts(node, grant):
+                        _add(give, {(node, grant.device): grant.bytes})
         for accepted in self.accepted:
             _add(take, accepted.bytes)
         if later:

@@ -9,8 +9,8 @@ import pytest
 
 from sollold.cluster.gossip.record import State
 from sollold.cluster.gossip.term import Term
-from sollold.engines.commands import Commit, Deploy, Reserve, Reserved, Unload
-from sollold.leader import snapshot_maker
+from sollold.engines.commands import Commit, Deploy, Done, Reserve, Reserved, Unload
+from sollold.leader import apply, snapshot_maker
 from sollold.leader.absent_nodes import BACK_WITHIN, DRAINED, GONE_WITHIN, REMEMBERED
 from sollold.leader.leader import Leader
 from sollold.leader.messages import Drop, Ensure, Verdict
@@ -510,3 +510,27 @@ async def test_a_model_waits_for_a_reservation_of_a_former_leader_to_expire() ->
     cluster.now += 15.0
     owner.expire(cluster.now)
     assert (await cluster.planner.ensure(ENSURE)).verdict is Verdict.WAIT
+
+
+async def test_a_model_waits_for_memory_that_an_evicted_one_still_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(apply, "FREED_WITHIN", 0.01)
+    cluster = Cluster(SETTINGS)
+    cluster.shapes["d2"] = cluster.shapes["d1"]
+    node = cluster.add("a", 1500 * MIB, model(), model("other:latest", "d2"))
+    deployment = await load(cluster)
+
+    async def slow_to_die(method: str, request: object) -> object | None:
+        if not isinstance(request, Unload):
+            return None
+        del node.endpoints[deployment]
+        node.ledger.end_deployment(deployment, "unloaded")
+        return Done(True)
+
+    node.hook = slow_to_die
+    waits = await cluster.planner.ensure(Ensure("other"))
+    assert waits.verdict is Verdict.PLANNING, waits
+    node.ledger.ended(deployment)
+    cluster.now += 4.0
+    assert (await cluster.planner.ensure(Ensure("other"))).verdict is Verdict.WAIT
