@@ -143,11 +143,11 @@ class Fetcher:
     async def _run(self, fetch: _Fetch, request: Fetch) -> None:
         steps = self._puller.pull(request.model, nodes_only=True)
         try:
-            async with asyncio.timeout_at(fetch.asked + UNASKED_SECONDS) as fetch.unasked:
-                async with contextlib.aclosing(steps):
-                    async for step in steps:
-                        if total := int(step.get("total", 0)):
-                            fetch.sizes[str(step.get("digest", ""))] = (int(step.get("completed", 0)), total)
+            patience = asyncio.timeout_at(fetch.asked + UNASKED_SECONDS)
+            async with patience as fetch.unasked, contextlib.aclosing(steps):
+                async for step in steps:
+                    if total := int(step.get("total", 0)):
+                        fetch.sizes[str(step.get("digest", ""))] = (int(step.get("completed", 0)), total)
         except TimeoutError:
             fetch.failed = "no request needs it any more"
             log.info("download of %s cancelled: %s", request.model, fetch.failed)
