@@ -1,4 +1,4 @@
-"""Warns of fields of a chat that have no effect when an Ollama answers. Pure."""
+"""Warns of fields of a request that have no effect when an Ollama answers. Pure."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from sollold.api.engine.calls import engine_body
 from sollold.api.engine.embeddings import check_count, shortened
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, context_note, ignored_fields
 from sollold.api.engine.number_ranges import Dimensions, Small
+from sollold.api.engine.ollama_notes import without_effect
 from sollold.api.openai.request import check_tokens
 from sollold.errors import Fault, Refusal
 
@@ -39,9 +40,8 @@ def embedding_warnings(body: dict[str, Any]) -> tuple[str, ...]:
 
 def native_embedding_notes(body: dict[str, Any], ask: EmbeddingAsk) -> tuple[str, ...]:
     """Return a warning for each field that has no effect when an Ollama answers."""
-    normalized = body.get("embd_normalize", 2) != 2
-    notes = ("embd_normalize has no effect: an Ollama answers",) if normalized else ()
-    return (*embedding_warnings(body), *notes, *context_note(ask.num_ctx))
+    ignored = ["embd_normalize"] if body.get("embd_normalize", 2) != 2 else []
+    return (*embedding_warnings(body), *without_effect(ignored), *context_note(ask.num_ctx))
 
 
 def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
