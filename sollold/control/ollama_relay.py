@@ -1,4 +1,4 @@
-"""Relays requests that only Ollama can serve (push, create, show, blobs) unchanged to one of the cluster's.
+"""Relays requests that only Ollama can serve (pull, push, create, show, blobs) unchanged to one.
 
 The peer method ``ollama`` (`FindOllamaRequest` → `OllamaThere`) tells whether a node has one; the raw routes
 ``/ollama/api/…`` lead to it.
@@ -24,15 +24,16 @@ from sollold.cluster.net.view import View, name_of
 from sollold.engines.ollama.service import LocalOllama
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
+from sollold.models.transfer.ollama_pull import PEER_PREFIX, VERIFY_SECONDS
 
 _CONNECT = 5.0
 _SILENCE = 600.0
 _ASK = 3.0
 _CHUNK_BYTES = 64 * 1024
-_PREFIX = "/ollama"
 _CREATE = "/api/create"
+_PULL = "/api/pull"
 _SUCCESS = b'"success"'
-_PATHS = re.compile(r"/api/(push|create|show|blobs/sha256[:-][0-9a-f]{64})")
+_PATHS = re.compile(r"/api/(pull|push|create|show|blobs/sha256[:-][0-9a-f]{64})")
 
 Body = AsyncIterator[bytes] | bytes
 
@@ -121,7 +122,7 @@ class OllamaRelay:
         """Register the peer method and the raw routes to this machine's Ollama."""
         server.method("ollama", FindOllamaRequest, self._on_ask)
         for method in ("POST", "HEAD"):
-            server.route(method, f"{_PREFIX}/{{path:.+}}", self._on_request)
+            server.route(method, f"{PEER_PREFIX}/{{path:.+}}", self._on_request)
 
     async def close(self) -> None:
         """Close the connections to the local Ollama."""
@@ -148,7 +149,7 @@ class OllamaRelay:
         name = f"the Ollama on {name_of(self._view, node)}"
         stack = AsyncExitStack()
         data = _data(method, body)
-        exchange = self._calls.stream(node, method, _PREFIX + path, data=data, idle_timeout=_SILENCE)
+        exchange = self._calls.stream(node, method, PEER_PREFIX + path, data=data, idle_timeout=_SILENCE)
         try:
             answer = await stack.enter_async_context(exchange)
         except PeerError as error:
@@ -194,13 +195,16 @@ class OllamaRelay:
         if not url:
             return None
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_SILENCE)
-            self._session = aiohttp.ClientSession(timeout=timeout)
+            self._session = aiohttp.ClientSession()
         name = _created(body) if path == _CREATE and isinstance(body, bytes) else ""
         # A model that it had before is the user's own, even with new layers.
         name = "" if self._ollama.has(name) else name
+        silence = VERIFY_SECONDS if path == _PULL else _SILENCE
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=silence)
         try:
-            answer = await self._session.request(method, url + path, data=_data(method, body))
+            answer = await self._session.request(
+                method, url + path, data=_data(method, body), timeout=timeout
+            )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Refusal(Fault.UNAVAILABLE, f"Ollama at {url} can't be reached: {error}") from None
 
@@ -218,7 +222,7 @@ class OllamaRelay:
     async def _on_request(self, request: web.Request) -> web.StreamResponse:
         path = f"/{request.match_info['path']}"
         if not _PATHS.fullmatch(path):
-            raise web.HTTPNotFound(text="only push, create, show and blobs are passed on")
+            raise web.HTTPNotFound(text="only pull, push, create, show and blobs are passed on")
         try:
             # Read the whole body of a create: the created model's name is in it.
             body = await request.content.read() if path == _CREATE else request.content.iter_any()

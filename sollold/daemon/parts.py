@@ -185,6 +185,7 @@ class Parts:
             self.pace,
             self.internet,
             lambda: self.ollama.url_of_api,
+            self.ollama.has,
             reach=self.node.reach,
             pulled=self.ollama.created.add,
         )

@@ -90,14 +90,21 @@ class FakeCalls(RpcClient):
 
     @contextlib.asynccontextmanager
     async def stream(
-        self, node: str, method: str, path: str, *, headers: dict[str, str] | None = None, **_: Any
+        self,
+        node: str,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        data: bytes | None = None,
+        **_: Any,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         if node in self.cut or not self.servers[node].url:
             raise PeerError(node, f"node {node} could not be reached", transport=True)
         url = self.servers[node].url + path
         try:
             async with aiohttp.ClientSession() as session:
-                async with session.request(method, url, headers=headers) as answer:
+                async with session.request(method, url, headers=headers, data=data) as answer:
                     yield answer
         except aiohttp.ClientError as error:
             raise PeerError(node, f"node {node} broke off: {error}", transport=False) from error

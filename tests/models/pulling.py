@@ -33,6 +33,7 @@ class Node:
         self.server = servers.setdefault(name, FakeServer())
         self.calls = FakeCalls(name, servers)
         self.ollama = ""
+        self.in_ollama: set[str] = set()
         self.environ: dict[str, str] = {}
         settings = ModelSettings(folders=(str(folder / "m"),), ollama_stores=(str(folder / "store"),))
         self.catalogue = Catalogue(settings, folder / "state", environ={}, home=folder, interval=0.02)
@@ -41,7 +42,14 @@ class Node:
         self.sender = Sender(self.catalogue, self.server, name, limit)
         self.internet = Internet(self.environ)
         self.puller = Puller(
-            self.library, self.catalogue, self.calls, name, limit, self.internet, lambda: self.ollama
+            self.library,
+            self.catalogue,
+            self.calls,
+            name,
+            limit,
+            self.internet,
+            lambda: self.ollama,
+            self.in_ollama.__contains__,
         )
         self.own = OwnModels(self.catalogue, self.server)
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -123,6 +123,8 @@ class Standin:
         """Number of requests of ``/api/ps``."""
         self.refuses_pulls = False
         """Set: no model can be pulled."""
+        self.on_pull: Callable[[str], object] = lambda name: None
+        """Called with the name of a model before a pull of it succeeds."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.shown: list[str] = []
         """Models requested from ``/api/show``."""
@@ -343,6 +345,7 @@ class Standin:
             await response.write(b'{"error":"pull model manifest: file does not exist"}\n')
             return response
         model = Known(name)
+        self.on_pull(name)
         lines: list[dict[str, Any]] = [{"status": "pulling manifest"}]
         digest = f"sha256:{model.digest}"
         part = {"status": f"pulling {model.digest[:12]}", "digest": digest, "total": model.size}

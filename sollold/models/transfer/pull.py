@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -28,6 +29,7 @@ from sollold.models.transfer.fetch_files import Download, download
 from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
 from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.ollama_pull import pull_through_ollama
+from sollold.models.transfer.ollama_update import OllamaUpdate
 from sollold.models.transfer.partial_file import PartialFileError
 from sollold.models.transfer.peer_source import ModelFiles, NodeSource
 from sollold.models.transfer.pull_progress import Progress, PullError
@@ -80,11 +82,13 @@ class Puller:
         pace: RateLimit,
         internet: Internet,
         ollama_url: Callable[[], str] = lambda: "",
+        ollama_has: Callable[[str], bool] = lambda name: False,
         reach: Dialer | None = None,
         pulled: Callable[[str], object] = lambda name: None,
     ) -> None:
         """``ollama_url``: base URL of this machine's Ollama; empty when there is none.
 
+        ``ollama_has``: returns whether that Ollama has a model of this name.
         ``pulled`` is called, in a thread, with the name of a model that the local Ollama has pulled.
         ``reach``: bytes from nodes come over dedicated sockets; None: over ``calls``, which is slower.
         """
@@ -95,8 +99,11 @@ class Puller:
         self._node = node
         self._pace = pace
         self._ollama_url = ollama_url
+        self._ollama_has = ollama_has
         self._internet = internet
         self._pulled_here = pulled
+        name_of = (lambda id: f"node {id}") if reach is None else reach.name
+        self._update = OllamaUpdate(library.lists, calls, node, name_of)
         self._threads = _new_threads()
         self._pulls: dict[str, _Pull] = {}
         self._transfers = WeakValueDictionary[str, asyncio.Lock]()
@@ -121,6 +128,8 @@ class Puller:
         self, name: str, *, nodes_only: bool = False, insecure: bool = False
     ) -> AsyncGenerator[Progress, None]:
         """Pull a model, yielding its progress: ``{status, digest?, total?, completed?}`` … ``success``.
+
+        A model that the local Ollama has is updated (`OllamaUpdate`); another one that this node has is not.
 
         ``nodes_only``: only from other nodes of the cluster; ``insecure``: the local Ollama may use a
         registry without TLS.
@@ -207,6 +216,12 @@ class Puller:
 
     async def _get(self, pull: _Pull, name: str) -> None:
         parsed = parse(name)
+        if not pull.nodes_only and self._ollama_url() and self._ollama_has(canonical(name)):
+            copies = (model for model in self._own_models(parsed) if model.source == "ollama")
+            if copy := next(copies, None):
+                pull_here = partial(self._through_ollama, pull, name)
+                await self._update.run(pull_here, copy, pull.say, insecure=pull.insecure)
+                return
         holders = self.holders(name)
         if any(node == self._node for node, _ in holders):
             return
@@ -224,9 +239,7 @@ class Puller:
         if self._ollama_url():
             try:
                 existed = any(model.source == "ollama" for model in self._own_models(parsed))
-                await pull_through_ollama(
-                    self._http(), self._ollama_url(), name, pull.say, insecure=pull.insecure
-                )
+                await self._through_ollama(pull, name)
                 if not existed:
                     await asyncio.to_thread(self._pulled_here, name)
                 await self._library.lists.refresh(self._node)
@@ -245,6 +258,9 @@ class Puller:
             f"{hint}pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
             missing=True,
         )
+
+    async def _through_ollama(self, pull: _Pull, name: str) -> None:
+        await pull_through_ollama(self._http(), self._ollama_url(), name, pull.say, insecure=pull.insecure)
 
     # From nodes
 

@@ -1,0 +1,159 @@
+"""A pull of a model that an Ollama has updates it, here and where nodes have the same version."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sollold.control.ollama_relay import OllamaRelay
+from sollold.engines.ollama.created_models import CreatedModels
+from sollold.engines.ollama.service import LocalOllama
+from sollold.models.model import Model
+from tests.doubles import until
+from tests.models.pulling import Node, ThreeNodes, big
+from tests.models.stores import OllamaStore
+from tests.ollama_standin import Known, Standin
+
+NAME = "llama3.2:3b"
+
+
+class OllamaOf(LocalOllama):
+    """A double of what a node knows of its Ollama."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.created = CreatedModels(node.folder / "created.json")
+
+    @property
+    def url_of_api(self) -> str:
+        return self.node.ollama
+
+    def has(self, name: str) -> bool:
+        return name in self.node.in_ollama
+
+
+class Registry:
+    """Ollamas whose pulls fetch the newest version of a model into their stores."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.version = 1
+
+    def put(self, node: Node) -> None:
+        """Put the newest version into a node's store."""
+        store = OllamaStore(node.folder / "store")
+        content = big(self.folder / "newest.gguf", seed=self.version).read_bytes()
+        store.manifest(NAME, [store.layer("model", content)])
+
+    async def serve(self, node: Node) -> Standin:
+        """Start an Ollama that has the newest version of the model, on the store of ``node``."""
+        self.put(node)
+        standin = Standin([Known(NAME)])
+        standin.on_pull = lambda name: self.put(node)
+        node.ollama = await standin.start()
+        node.in_ollama.add(NAME)
+
+        async def learn(other: str) -> None:
+            raise NotImplementedError
+
+        OllamaRelay(OllamaOf(node), node.view, node.calls, learn).register(node.server)
+        return standin
+
+
+@pytest.fixture
+async def two(three: ThreeNodes, tmp_path: Path) -> AsyncIterator[tuple[Registry, list[Standin]]]:
+    """Ollamas with the same version of a model on the nodes a and b; c has none."""
+    registry = Registry(tmp_path)
+    standins = [await registry.serve(node) for node in three.nodes[:2]]
+    await three.start()
+    await until(lambda: len(three.nodes[0].library.find(NAME)) == 2)
+    yield registry, standins
+    for standin in standins:
+        await standin.close()
+
+
+def content(node: Node, asked: Node) -> Model:
+    """The model on ``node`` as ``asked`` knows it."""
+    (model,) = asked.library.lists.of(node.name)
+    return model
+
+
+async def test_a_pull_updates_all_copies_of_the_same_version(
+    three: ThreeNodes, two: tuple[Registry, list[Standin]]
+) -> None:
+    a, b, _ = three.nodes
+    registry, _ = two
+    old = content(a, a)
+    registry.version = 2
+    lines = await a.pull("llama3.2:3b")
+    assert lines[-1] == {"status": "success"}
+    assert any(line["status"].startswith("node b: pulling") and line.get("total") for line in lines)
+    new = content(a, a)
+    assert new.digest != old.digest
+    assert content(b, a).digest == new.digest
+    (listed,) = a.library.all()
+    assert (listed.model.name, listed.nodes) == (NAME, ("a", "b"))
+
+
+async def test_a_pull_of_the_newest_version_asks_no_other_node(
+    three: ThreeNodes, two: tuple[Registry, list[Standin]]
+) -> None:
+    a = three.nodes[0]
+    _, (_, other) = two
+    assert (await a.pull(NAME))[-1] == {"status": "success"}
+    assert not other.requests
+
+
+async def test_a_pull_for_nodes_only_updates_nothing(
+    three: ThreeNodes, two: tuple[Registry, list[Standin]]
+) -> None:
+    a = three.nodes[0]
+    _, standins = two
+    async for _ in a.puller.pull(NAME, nodes_only=True):
+        pass
+    assert not any(standin.requests for standin in standins)
+
+
+async def test_other_content_under_the_name_is_left_alone(
+    three: ThreeNodes, two: tuple[Registry, list[Standin]]
+) -> None:
+    a, b, _ = three.nodes
+    registry, (_, other) = two
+    registry.version = 3
+    registry.put(b)
+    await a.library.lists.refresh("b")
+    assert content(b, a).digest != content(a, a).digest
+    registry.version = 2
+    assert (await a.pull(NAME))[-1] == {"status": "success"}
+    assert not other.requests
+
+
+async def test_the_present_version_stays_if_no_newer_one_can_be_obtained(
+    three: ThreeNodes, two: tuple[Registry, list[Standin]]
+) -> None:
+    a = three.nodes[0]
+    _, (own, _) = two
+    own.refuses_pulls = True
+    assert [line["status"] for line in await a.pull(NAME)][-1] == "success"
+    await own.close()
+    statuses = [line["status"] for line in await a.pull(NAME)]
+    assert statuses[-1] == "success"
+    assert any(status.startswith("the present version stays: ") for status in statuses)
+
+
+async def test_a_node_whose_copy_stays_older_is_named(
+    three: ThreeNodes, two: tuple[Registry, list[Standin]]
+) -> None:
+    a, _, c = three.nodes
+    registry, (_, other) = two
+    await c.pull(NAME)
+    await a.library.lists.refresh("c")
+    assert len(a.library.find(NAME)) == 3
+    await other.close()
+    registry.version = 2
+    statuses = [line["status"] for line in await a.pull(NAME)]
+    assert statuses[-1] == "success"
+    assert any(status.startswith("node b still has the older version: ") for status in statuses)
+    assert "node c still has the older version: delete it there and pull it again" in statuses
