@@ -19,7 +19,7 @@ from sollold.cluster.net.view import View, name_of
 from sollold.facts import dataclass
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.vocabulary import compatible
-from sollold.models.listing import Listed, merge
+from sollold.models.listing import Listed, Merger
 from sollold.models.model import Model
 from sollold.models.names import Resolved, behind_alias, exact, resolve, unresolved
 from sollold.models.node_lists import NodeLists
@@ -87,6 +87,7 @@ class Library:
         """Cached results of `resolve` for the models known now."""
         self.lists = NodeLists(catalogue, view, calls, server, self._changed)
         self._shapes: dict[str, Shape] = {}
+        self._merger = Merger()
         self._merged_lists: tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]] | None = None
         self._subscribers = Subscribers("the models of the cluster")
         server.method("shape", ShapeRequest, self._answer_shape)
@@ -270,7 +271,7 @@ class Library:
 
     def _merged(self) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
         if self._merged_lists is None:
-            self._merged_lists = merge(self.lists.live())
+            self._merged_lists = self._merger.merge(self.lists.live())
             self._resolved.clear()
         return self._merged_lists
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, State
 from sollold.errors import Fault, Refusal
 from sollold.models.gguf import reader
 from sollold.models.library import Library
-from sollold.models.listing import merge
+from sollold.models.listing import Merger
 from sollold.models.model import Model
 from sollold.models.names import Resolved, resolve
 from sollold.models.node_lists import ModelList
@@ -268,7 +269,7 @@ def model(name: str, digest: str, **changes: Any) -> Model:
 
 
 def test_different_contents_of_a_name_get_different_names() -> None:
-    listed, found = merge(
+    listed, found = Merger().merge(
         {
             "a": (model("x:latest", "1", modified=1.0),),
             "b": (model("x:latest", "2", modified=9.0),),
@@ -281,13 +282,15 @@ def test_different_contents_of_a_name_get_different_names() -> None:
 
 
 def test_a_usable_model_takes_precedence_over_an_unusable_one() -> None:
-    listed, _ = merge({"a": (model("x:latest", "1", unusable="cut off."),), "b": (model("x:latest", "2"),)})
+    listed, _ = Merger().merge(
+        {"a": (model("x:latest", "1", unusable="cut off."),), "b": (model("x:latest", "2"),)}
+    )
     assert listed["x:latest"].nodes == ("b",)
 
 
 def test_an_unreadable_model_is_matched_by_its_manifest() -> None:
     hidden = model("x:latest", "9", files=(), manifest="9" * 64, only_ollama="its files can't be read")
-    listed, found = merge({"a": (hidden,), "b": (model("x:latest", "1", manifest="9" * 64),)})
+    listed, found = Merger().merge({"a": (hidden,), "b": (model("x:latest", "1", manifest="9" * 64),)})
     assert listed["x:latest"].nodes == ("a", "b")
     assert listed["x:latest"].model.files
     assert [bool(model.files) for _, model in found["x:latest"]] == [False, True]
@@ -299,7 +302,7 @@ def test_names_and_manifests_of_a_content_in_ollama() -> None:
     file = model("x:F16", "1")
     mario = model("mario:latest", "1", manifest="b" * 64, template="T", system="You are Mario.")
     other = model("z:latest", "2", manifest="c" * 64)
-    listed, _ = merge({"a": (mine, other), "b": (unreadable, file, mario)})
+    listed, _ = Merger().merge({"a": (mine, other), "b": (unreadable, file, mario)})
     expected = InOllama(("x:latest", "y:latest"), ("a" * 64,), fingerprint("T"))
     assert [listed[name].in_ollama for name in ("x:latest", "y:latest")] == [expected] * 2
     assert listed["x:F16"].in_ollama == InOllama(), "a plain file does not get the layers of another name"
@@ -308,14 +311,16 @@ def test_names_and_manifests_of_a_content_in_ollama() -> None:
 
 def test_ollamas_layers_of_a_name_take_precedence_over_a_plain_file() -> None:
     ours = model("x:latest", "1", manifest="a" * 64, template="T", messages=(("user", "hi"),))
-    listed, found = merge({"a": (model("x:latest", "1"),), "b": (ours,)})
+    listed, found = Merger().merge({"a": (model("x:latest", "1"),), "b": (ours,)})
     assert (listed["x:latest"].model.template, listed["x:latest"].model.messages) == ("T", (("user", "hi"),))
     assert [model.template for _, model in found["x:latest"]] == ["T", "T"]
 
 
 def test_a_model_with_an_untranslatable_template_is_left_to_ollama() -> None:
     odd = model("odd:latest", "1", manifest="a" * 64, template="{{ toTypeScriptType .Prompt }}")
-    listed, found = merge({"a": (odd, model("file:latest", "1")), "b": (model("other:latest", "1"),)})
+    listed, found = Merger().merge(
+        {"a": (odd, model("file:latest", "1")), "b": (model("other:latest", "1"),)}
+    )
     assert "toTypeScriptType" in listed["odd:latest"].model.only_ollama
     assert all("toTypeScriptType" in model.only_ollama for _, model in found["odd:latest"])
     assert listed["file:latest"].model.only_ollama == listed["other:latest"].model.only_ollama == ""
@@ -331,7 +336,7 @@ def test_an_endpoint_serves_only_names_with_its_template() -> None:
 
 def test_a_system_text_applies_only_to_its_name() -> None:
     mario = model("mario:latest", "1", system="You are Mario.")
-    _, found = merge({"a": (mario,), "b": (model("base:latest", "1"),)})
+    _, found = Merger().merge({"a": (mario,), "b": (model("base:latest", "1"),)})
     assert [model.system for _, model in found["mario:latest"]] == ["You are Mario.", "You are Mario."]
     assert [model.system for _, model in found["base:latest"]] == ["", ""]
 
@@ -350,3 +355,43 @@ async def test_an_invalid_name_from_another_node_hides_no_model(three: ThreeNode
     await three.start()
     await until(lambda: a.names() == ["beta:F16"])
     assert a.library.resolve("beta").name == "beta:F16"
+
+
+def test_merging_changed_lists_again_gives_the_same_as_merging_them_anew() -> None:
+    random = Random(7)
+    merger = Merger()
+    lists: dict[str, tuple[Model, ...]] = {}
+
+    def some_model() -> Model:
+        digest, manifest = random.choice("1234"), random.choice(("", "a" * 64, "b" * 64))
+        return model(
+            f"{random.choice('xyz')}:latest",
+            digest,
+            manifest=manifest,
+            files=random.choice(((f"/{digest}.gguf",), ())),
+            unusable=random.choice(("", "", "cut off.")),
+            since=float(random.randrange(3)),
+            template=random.choice(("", "T", "{{ toTypeScriptType .Prompt }}")),
+        )
+
+    for _ in range(300):
+        node = random.choice("abcd")
+        change = random.randrange(4)
+        if change == 0:
+            lists.pop(node, None)
+        elif change == 1:
+            lists[node] = tuple(replace(entry) for entry in lists.get(node, ()))
+        else:
+            lists[node] = tuple({entry.name: entry for entry in (some_model(), some_model())}.values())
+        assert merger.merge(lists) == Merger().merge(lists)
+
+
+def test_entries_are_kept_while_no_model_of_theirs_changes() -> None:
+    merger = Merger()
+    lists = {node: (model("x:latest", "1"), model("y:latest", "2")) for node in "ab"}
+    before, _ = merger.merge(lists)
+    # As fetched again from the node, after its other model changed.
+    lists["b"] = (model("x:latest", "1"), model("y:latest", "3"))
+    after, _ = merger.merge(lists)
+    assert after["x:latest"] is before["x:latest"]
+    assert after["y:latest"] is not before["y:latest"]
