@@ -347,7 +347,9 @@ def _place_on(
         # Count memory that is being released: the decision considered it too, and it is free in a moment.
         roomiest = snapshot.fleet(build, [*replaced, *idle], later=snapshot.ending())
         others = busy, snapshot.correction, snapshot.away(build)
-        compute_shortfall = partial(explain, request, roomiest, footprint_with, chosen, *others)
+        # Where it can't be spread, it may run on one machine, as in `attempt`.
+        alone_too = replace(request, always=False)
+        compute_shortfall = partial(explain, alone_too, roomiest, footprint_with, chosen, *others)
         message = f"{model.name} does not fit."
         return Refuse(
             Fault.TOO_BIG, message, alternatives=chosen.alternatives, compute_shortfall=compute_shortfall

@@ -10,14 +10,15 @@ from sollold.facts import dataclass
 from sollold.machine.device import PROCESSOR, Kind
 from sollold.models.footprint.footprint import Footprint
 from sollold.placement import context, cost_model
-from sollold.placement.evaluate import Candidate, host_share
+from sollold.placement.evaluate import Candidate
 from sollold.placement.inventory import DeviceCapacity, Fleet, Machine
+from sollold.placement.missing_memory import buffers_on_fewest, missing_on, usable
 from sollold.placement.planner import FootprintOf, PlacementChoice, choose
-from sollold.placement.request import PlacementRequest, Policy
-from sollold.settings.schema import GIB
+from sollold.placement.request import MOST_DEVICES, PlacementRequest, Policy
+from sollold.settings.schema import GIB, MIB, NodeSettings, PlacementSettings
 from sollold.units import bytes_text
 
-LEAST_HELD_BACK = 64 * 1024**2
+LEAST_HELD_BACK = 64 * MIB
 """Minimum bytes that a node must hold back for a remedy to mention it."""
 LEAST_BITS = 1.8
 """Bits per weight of the smallest quantization in use (IQ1_M)."""
@@ -50,7 +51,7 @@ class Shortfall:
 
     Attributes:
         needed: weights, state and buffers over all devices, at the smallest context that would be given.
-        there: room on the machines that may take part.
+        there: room on the machines that may take part together.
         missing: ``needed - there``; 0 when the total suffices, but the parts fit no devices.
         remedies: what would help, the cheapest first, as phrases.
         message: everything in words, for the caller.
@@ -82,11 +83,18 @@ def explain(
     state = sum(footprint.state)
     capacities = [capacity for machine in fleet.machines for capacity in machine.devices if capacity.room > 0]
     alone = max(heads, key=lambda machine: machine.room, default=None)
-    buffers = _buffers(footprint, heads, capacities)
+    buffers = buffers_on_fewest(footprint, heads, capacities)
     needed = weights + state + buffers
-    usable = fleet.machines if request.distributed else (alone,) if alone is not None else ()
-    room = sum(machine.room for machine in usable)
+    room = sum(machine.room for machine in usable(request, fleet, alone))
     missing = max(0, needed - room)
+
+    def fits_on(trial: Fleet) -> bool:
+        return choose(request, trial, footprint_of, correction).candidate is not None
+
+    if missing and alone and (exact := missing_on(alone, fleet, missing, weights + needed, fits_on)):
+        missing, needed = exact, room + exact
+        weights = min(weights, needed - state)
+        buffers = needed - weights - state
     remedies = tuple(_remedies(request, fleet, footprint_of, footprint, busy, correction, missing, away))
     min_context = context.tokens(request, footprint.context_train)
     if not request.context:
@@ -112,22 +120,6 @@ def explain(
     return Shortfall(needed, room, missing, weights, state, buffers, remedies, " ".join(parts))
 
 
-def _buffers(footprint: Footprint, heads: Sequence[Machine], capacities: Sequence[DeviceCapacity]) -> int:
-    """Return the bytes of compute buffers and processes on the fewest devices that could hold the model."""
-    total = sum(footprint.weights) + sum(footprint.state)
-    host = host_share(heads[0], footprint, 0, 2) if heads else None
-    size = host.total - host.weights if host is not None else footprint.host_buffers
-    remaining = total
-    for used, capacity in enumerate(sorted(capacities, key=lambda device: -device.room)):
-        last = footprint.layers + (1 if used == 0 else 0)
-        buffer = footprint.compute(0, last, devices=2, offloaded=footprint.layers + 1) + capacity.overhead
-        if remaining <= 0 or capacity.room <= buffer or used == 15:
-            break
-        size += buffer
-        remaining -= capacity.room - buffer
-    return size
-
-
 def _available(fleet: Fleet, request: PlacementRequest, total: int) -> str:
     rows = []
     for machine in fleet.machines:
@@ -143,6 +135,8 @@ def _available(fleet: Fleet, request: PlacementRequest, total: int) -> str:
     if len(rows) > 8:
         listed += f" and {len(rows) - 8} more"
     restriction = "" if request.distributed else ", and models are not spread over machines here"
+    if request.distributed and len(rows) > request.workers + 1:
+        restriction = f", at most {request.workers + 1} machines together"
     return f"There is room for {bytes_text(total)}: {listed or 'no machine'}{restriction}."
 
 
@@ -205,6 +199,8 @@ def _settings_remedies(
         changes.append(dict.fromkeys(("type_k", "type_v"), "q8_0"))
     if not request.distributed:
         changes.append({"distributed": True})
+    elif request.workers < MOST_DEVICES:
+        changes.append({"workers": MOST_DEVICES})
     if request.fixed:
         changes.append({"fixed": ()})
     elif request.policy is not Policy.FASTEST:
@@ -226,6 +222,8 @@ def _setting(change: dict[str, object], request: PlacementRequest, candidate: Ca
         return f"a context of {candidate.run.request_context} tokens instead of {request.context}"
     if "type_k" in change:
         return "a KV cache in q8_0 (`--kv q8_0`, or type_k and type_v in the settings)"
+    if "workers" in change:
+        return f"more machines together than {request.workers + 1} (max_workers in the settings)"
     if "policy" in change:
         return f"the policy {Policy.FASTEST.value} instead of {request.policy.value}"
     if "fixed" in change:
@@ -383,13 +381,15 @@ def _additional_machine(
     """Return the bytes (whole GiB) of the smallest additional machine that suffices; 0 when one does not."""
     total = footprint.host_weights + sum(footprint.weights) + sum(footprint.state)
     holds = not any(machine.holds for machine in fleet.machines)
+    overhead = max((machine.cpu.overhead for machine in fleet.machines if machine.cpu is not None), default=0)
 
     def fits(size: int) -> bool:
-        capacity = DeviceCapacity("another", PROCESSOR, Kind.CPU, size * GIB)
+        room = int(size * GIB * (1 - PlacementSettings().spare)) - NodeSettings().reserve
+        capacity = DeviceCapacity("another", PROCESSOR, Kind.CPU, room, overhead)
         machine = Machine("another", "another", (capacity,), holds=holds)
         return fits_with(replace(fleet, machines=(*fleet.machines, machine)))
 
-    low, high = -(-max(missing, 1) // GIB) - 1, -(-total * 2 // GIB) + 2
+    low, high = -(-max(missing, 1) // GIB) - 1, -(-total * 2 // GIB) + 3
     if low >= high or not fits(high):
         return 0
     while high - low > 1:

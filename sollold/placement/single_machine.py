@@ -64,9 +64,10 @@ def _alone_on(search: SearchContext, head: Machine) -> Candidate | None:
 def _record_failure(search: SearchContext, head: Machine, trials: Sequence[Candidate]) -> None:
     if len(search.lost) >= MAX_REPORTED:
         return
-    worst = max((s for candidate in trials for s in candidate.short), key=lambda s: s.needed, default=None)
-    if worst is None:
+    closest = min(trials, key=lambda trial: sum(s.needed - s.room for s in trial.short), default=None)
+    if closest is None:
         reason = "it offers no device"
     else:
+        worst = max(closest.short, key=lambda short: short.needed - short.room)
         reason = f"needs {bytes_text(worst.needed)} on {worst.device}, {bytes_text(worst.room)} available"
     search.lost.append(Alternative(f"{head.name} alone", 0.0, reason))

@@ -378,3 +378,11 @@ async def test_a_threshold_distributes_a_model_that_fits_one_node() -> None:
     cluster.nodes["a"].endpoints.clear()
     preview = await cluster.planner.preview(ENSURE)
     assert preview.plan is not None and set(preview.plan.bytes_by_owner()) == {"a"}
+
+
+async def test_what_would_help_a_model_to_be_spread_is_tried_on_one_machine_too() -> None:
+    cluster = Cluster(replace(SETTINGS, placement=replace(SETTINGS.placement, distributed_threshold=0.3)))
+    cluster.add("a", 850 * MIB, model())
+    preview = await cluster.planner.preview(ENSURE)
+    assert preview.missing is not None and 0 < preview.missing.missing < 300 * MIB
+    assert any("a smaller quantization" in remedy for remedy in preview.missing.remedies)

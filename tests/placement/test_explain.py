@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from sollold.cluster.gossip.record import Record
 from sollold.machine.device import Device, Kind
 from sollold.models.footprint.footprint import Footprint
@@ -162,8 +164,54 @@ def test_a_further_machine_of_the_named_size_suffices() -> None:
         if "another machine" in remedy
     ]
     size = int(number(r"another machine with (\d+) GiB", last)) * GIB
-    grown = fleet(*cluster.machines, machine(cpu("z", size)))
+    # What that machine would offer with the default settings.
+    offered = int(size * 0.98) - 512 * MIB
+    grown = fleet(*cluster.machines, machine(cpu("z", offered)))
     assert choose(request, grown, footprint_with(model)).candidate is not None
+
+
+@pytest.mark.parametrize("lacking", [10, 100, 300])
+@pytest.mark.parametrize("kind", ["processor", "shared", "two", "embedding"])
+def test_the_missing_memory_is_what_would_suffice_and_no_more(kind: str, lacking: int) -> None:
+    def with_room(room: int) -> Fleet:
+        both = cpu("a", room), gpu("a", room)
+        match kind:
+            case "shared":
+                return fleet(machine(*(replace(device, pool="ram") for device in both), holds=True))
+            case "two":
+                return fleet(machine(cpu("a", room), holds=True), machine(cpu("b", 300 * MIB)))
+        return fleet(machine(cpu("a", room), holds=True))
+
+    request = replace(REQUEST, embedding=kind == "embedding")
+    low, high = 100 * MIB, 3 * GIB
+    while high - low > MIB:
+        middle = (low + high) // 2
+        fits = choose(request, with_room(middle), FOOTPRINTS).candidate is not None
+        low, high = (low, middle) if fits else (middle, high)
+    room = high - lacking * MIB
+    shortfall = shortfall_of(request, with_room(room))
+    assert abs(shortfall.missing - lacking * MIB) <= 5 * MIB
+    assert choose(request, with_room(room + shortfall.missing), FOOTPRINTS).candidate is not None
+    assert shortfall.needed == shortfall.there + shortfall.missing
+    assert shortfall.needed == shortfall.weights + shortfall.state + shortfall.buffers
+
+
+def test_a_limit_on_the_number_of_machines_is_named() -> None:
+    cluster = fleet(*(machine(cpu(node, 400 * MIB), holds=node == "a") for node in "abc"))
+    request = replace(REQUEST, workers=1)
+    shortfall = shortfall_of(request, cluster)
+    assert shortfall.there == 800 * MIB
+    assert 100 * MIB < shortfall.missing < 300 * MIB
+    assert "at most 2 machines together" in shortfall.message
+    assert shortfall.remedies[0] == "more machines together than 2 (max_workers in the settings)"
+    assert choose(replace(request, workers=2), cluster, FOOTPRINTS).candidate is not None
+
+
+def test_the_reason_against_a_machine_is_that_of_its_closest_placement() -> None:
+    # All layers fit on the GPU; the processor has a little too little for the rest.
+    cluster = fleet(machine(cpu("a", 300 * MIB), gpu("a", 8 * GIB), holds=True))
+    shortfall = shortfall_of(replace(REQUEST, embedding=True), cluster)
+    assert "(host-a alone: needs 344 MiB on CPU, 300 MiB available)" in shortfall.message
 
 
 def test_memory_held_back_by_a_nodes_limit_is_named_before_another_machine() -> None:

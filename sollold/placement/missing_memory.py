@@ -1,0 +1,75 @@
+"""Computes how much memory a model that does not fit needs, and how much of it is missing. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from sollold.models.footprint.footprint import Footprint
+from sollold.placement.evaluate import host_share
+from sollold.placement.inventory import DeviceCapacity, Fleet, Machine
+from sollold.placement.request import PlacementRequest
+from sollold.placement.search import FEW
+from sollold.settings.schema import MIB
+
+_STEP = 4 * MIB
+"""Accuracy of the missing bytes."""
+
+
+def usable(request: PlacementRequest, fleet: Fleet, alone: Machine | None) -> Sequence[Machine]:
+    """Return the machines whose room counts: the head, and the roomiest others up to the maximum number."""
+    if alone is None:
+        return fleet.machines if request.distributed else ()
+    others = [machine for machine in fleet.machines if machine is not alone]
+    others.sort(key=lambda machine: -machine.room)
+    return (alone, *others[: request.workers if request.distributed else 0])
+
+
+def missing_on(
+    machine: Machine, fleet: Fleet, estimate: int, most: int, fits_on: Callable[[Fleet], bool]
+) -> int:
+    """Return the least additional bytes on one of the machine's devices with which the model fits.
+
+    Returns 0 if not even ``most`` suffice, or if there are too many machines to try that. ``estimate``: where
+    the search begins.
+    """
+    if len(fleet.machines) > FEW:
+        return 0
+
+    def fits(capacity: DeviceCapacity, extra: int) -> bool:
+        devices = tuple(
+            replace(c, room=c.room + extra) if c.memory == capacity.memory else c for c in machine.devices
+        )
+        grown = replace(machine, devices=devices)
+        return fits_on(replace(fleet, machines=tuple(grown if m is machine else m for m in fleet.machines)))
+
+    found = 0
+    for capacity in {c.memory: c for c in machine.devices}.values():
+        low, high = 0, found or estimate
+        while not found and high < most and not fits(capacity, high):
+            low, high = high, min(2 * high, most)
+        if not fits(capacity, high):
+            continue
+        while high - low > _STEP:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(capacity, middle) else (middle, high)
+        found = high
+    return found
+
+
+def buffers_on_fewest(
+    footprint: Footprint, heads: Sequence[Machine], capacities: Sequence[DeviceCapacity]
+) -> int:
+    """Return the bytes of compute buffers and processes on the fewest devices that could hold the model."""
+    total = sum(footprint.weights) + sum(footprint.state)
+    host = host_share(heads[0], footprint, 0, 2) if heads else None
+    size = host.total - host.weights if host is not None else footprint.host_buffers
+    remaining = total
+    for used, capacity in enumerate(sorted(capacities, key=lambda device: -device.room)):
+        last = footprint.layers + (1 if used == 0 else 0)
+        buffer = footprint.compute(0, last, devices=2, offloaded=footprint.layers + 1) + capacity.overhead
+        if remaining <= 0 or capacity.room <= buffer or used == 15:
+            break
+        size += buffer
+        remaining -= capacity.room - buffer
+    return size
