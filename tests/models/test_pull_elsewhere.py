@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from sollold.models.transfer.huggingface_hub import HubSource
 from sollold.models.transfer.pull_progress import PullError
 from tests.http_double import HttpDouble
 from tests.models.hub_double import HubDouble
@@ -95,7 +96,10 @@ async def test_a_pull_without_any_source_is_refused(three: ThreeNodes) -> None:
         await three.nodes[0].pull("../etc")
 
 
-async def test_an_interrupted_pull_from_the_hub_is_resumed(three: ThreeNodes, tmp_path: Path) -> None:
+async def test_an_interrupted_pull_from_the_hub_is_resumed(
+    three: ThreeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HubSource, "patience", 0.0)
     a, _, _ = three.nodes
     content = big(tmp_path / "hub.gguf").read_bytes()
     hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q8_0.gguf": b"x", "Tiny-Q4_K_M.gguf": content})

@@ -154,6 +154,7 @@ async def test_a_server_that_ignores_the_range_is_read_no_further_than_needed(tm
 
     class WholeFile:
         name = "mirror"
+        patience = 0.0
 
         async def read(self, index: int, start: int, end: int) -> AsyncGenerator[bytes, None]:
             nonlocal sent

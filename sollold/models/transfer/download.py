@@ -27,7 +27,14 @@ _MAX_FAILURES = 5
 
 
 class SourceError(Exception):
-    """A source broke off or refused; the message says which one and why."""
+    """A source broke off or refused; the message says which one and why.
+
+    ``final``: it would refuse again, so it is given up at once.
+    """
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class CheckLost(SourceError):
@@ -36,9 +43,15 @@ class CheckLost(SourceError):
 
 @runtime_checkable
 class Source(Protocol):
-    """A source of the files of a partial download."""
+    """A source of the files of a partial download.
+
+    Attributes:
+        patience: seconds for which it is tried again while nothing can be received from it; at least
+            some eight.
+    """
 
     name: str
+    patience: float
 
     def read(self, index: int, start: int, end: int) -> AsyncGenerator[bytes]:
         """Yield bytes of one file, in order.
@@ -92,7 +105,7 @@ class Stop:
 
 
 class BlockingSource(Protocol):
-    """Like `Source`, for use in a thread."""
+    """Like `Source`, for use in a thread, and without patience."""
 
     name: str
 
@@ -128,10 +141,12 @@ class Downloader:
         connections: int = 4,
         check: Check | None = None,
         on_progress: Callable[[], None] = lambda: None,
+        on_retry: Callable[[str], None] = lambda reason: None,
         pause: float = 0.5,
     ) -> None:
         """``threads`` do the blocking work; ``check``: see `Check`; None: every part is accepted.
 
+        ``on_retry`` is called with the reason when a source that has failed repeatedly is tried again.
         ``pause``: seconds before a failed source is tried again; doubled with each failure.
         """
         self._threads = threads
@@ -140,9 +155,11 @@ class Downloader:
         self._sources = list(sources)
         self._failures = dict.fromkeys(sources, 0)
         self._retry_at: dict[Source | BlockingSource, float] = {}
+        self._failing_since: dict[Source | BlockingSource, float] = {}
         self._pace = pace
         self._connections = connections
         self._on_progress = on_progress
+        self._on_retry = on_retry
         self._pause = pause
         self._under_way: dict[tuple[int, int], int] = {}
         self._last = ""
@@ -187,20 +204,26 @@ class Downloader:
                     await self._failed(source, error)
                 else:
                     self._failures[source] = 0
+                    self._failing_since.pop(source, None)
                     break
 
     async def _failed(self, source: Source | BlockingSource, error: SourceError) -> None:
         """Count a failure and wait. All connections to a node break at once, which counts as one failure."""
         self._last = str(error)
         now = time.monotonic()
+        failing = now - self._failing_since.setdefault(source, now)
         if now >= self._retry_at.get(source, 0.0):
             log.info("fetching from %s: %s", source.name, error)
             self._failures[source] += 1
             pause = min(5.0, self._pause * 2 ** (self._failures[source] - 1))
             self._retry_at[source] = now + pause
-        if self._failures[source] >= _MAX_FAILURES and source in self._sources:
-            self._sources.remove(source)
+        patience = source.patience if isinstance(source, Source) else 0.0
+        if error.final or (self._failures[source] >= _MAX_FAILURES and failing >= patience):
+            with contextlib.suppress(ValueError):  # another connection has given it up
+                self._sources.remove(source)
         if self._sources:
+            if self._failures[source] > 1:
+                self._on_retry(str(error))
             await asyncio.sleep(max(0.0, self._retry_at[source] - now))
 
     async def _fetch(self, source: Source | BlockingSource, index: int, part: int) -> None:

@@ -122,6 +122,7 @@ def _downloader(
         connections=_CONNECTIONS,
         check=verifier.right if verifier else None,
         on_progress=lambda: _report(job, downloader, say),
+        on_retry=lambda reason: say(f"{reason}; trying again"),
     )
     return downloader
 

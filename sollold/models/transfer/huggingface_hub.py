@@ -23,6 +23,8 @@ HOSTS = ("hf.co", "huggingface.co")
 _PREFERRED = ("Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0")
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
 _MAX_BYTES = 16 << 20
+_FINAL = (401, 403, 404, 410)
+"""Statuses of a file that is gone or may not be read, which repeating a request does not change."""
 
 
 class _Lfs(msgspec.Struct):
@@ -110,6 +112,9 @@ class Hub:
 class HubSource:
     """A `Source` of a model's files, each at a URL of the hub."""
 
+    patience = 600.0
+    """An internet connection may be down for minutes, and the hub limits requests per five minutes."""
+
     def __init__(self, internet: Internet, urls: list[str], headers: dict[str, str]) -> None:
         self.name = hidden_in_text(urls[0].split("/resolve/")[0])
         self._internet = internet
@@ -128,7 +133,8 @@ class HubSource:
             async with self._internet.get(self._urls[index], timeout, headers) as answer:
                 whole = answer.status == 200 and start == 0
                 if answer.status != 206 and not whole:
-                    raise SourceError(f"{hidden_in_text(self._urls[index])} answered {answer.status}")
+                    url = hidden_in_text(self._urls[index])
+                    raise SourceError(f"{url} answered {answer.status}", final=answer.status in _FINAL)
                 async for piece in answer.content.iter_any():
                     yield piece
         except Unreachable as error:

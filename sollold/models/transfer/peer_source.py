@@ -249,6 +249,8 @@ class Sender:
 class NodeSource:
     """Another node as a source of bytes."""
 
+    patience = 0.0
+
     def __init__(self, calls: RpcClient, node: str, digest: str) -> None:
         self.name = f"node {node}"
         self._calls = calls

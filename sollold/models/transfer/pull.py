@@ -349,6 +349,7 @@ class _Guarded:
 
     def __init__(self, source: NodeSource) -> None:
         self.name = source.name
+        self.patience = source.patience
         self._source = source
 
     async def read(self, index: int, start: int, end: int) -> AsyncGenerator[bytes]:
