@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -150,6 +151,20 @@ def read_chunk(raw: bytes) -> Chunk:
         message = chunk.error.get("message") if isinstance(chunk.error, dict) else chunk.error
         raise Refusal(Fault.ENGINE, f"engine error: {message}")
     return chunk
+
+
+def edit_each(raw: bytes, edit: Callable[[dict[str, Any]], object], field: str = "choices") -> bytes:
+    """Return an event or a whole answer after ``edit`` has changed each entry of its list ``field``.
+
+    Unchanged if it is not of the expected form.
+    """
+    try:
+        answer = msgspec.json.decode(raw)
+        for entry in answer[field]:
+            edit(entry)
+    except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
+        return raw
+    return msgspec.json.encode(answer)
 
 
 def object_of(arguments: Any) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from sollold.api.engine.chunks import edit_each
 from sollold.facts import dataclass
 
 CONTINUE_FIELDS = ("continue_final_message", "add_generation_prompt")
@@ -24,8 +23,8 @@ class AnswerPrefix:
     content: str = ""
     reasoning: str = ""
 
-    def cut(self, message: dict[str, Any]) -> None:
-        """Remove it from the message of a non-streamed answer, in place."""
+    def _cut(self, choice: dict[str, Any]) -> None:
+        message = choice["message"]
         for name, prefix in (("content", self.content), ("reasoning_content", self.reasoning)):
             value = message.get(name)
             if prefix and isinstance(value, str):
@@ -33,15 +32,7 @@ class AnswerPrefix:
 
     def cut_from(self, raw: bytes) -> bytes:
         """Remove it from a non-streamed ``/v1/chat/completions`` answer; an unreadable one is unchanged."""
-        if not self.content and not self.reasoning:
-            return raw
-        try:
-            answer = msgspec.json.decode(raw)
-            for choice in answer["choices"]:
-                self.cut(choice["message"])
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-            return raw
-        return msgspec.json.encode(answer)
+        return edit_each(raw, self._cut) if self.content or self.reasoning else raw
 
 
 NO_PREFIX = AnswerPrefix()

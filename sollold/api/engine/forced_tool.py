@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.begun_answer import begins_with_call
+from sollold.api.engine.chunks import edit_each
 from sollold.api.engine.retry import end_of, ending
 from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
@@ -119,13 +120,7 @@ def _translated_event(raw: bytes, texts: dict[int, str], part: str) -> bytes:
         # An empty event: discard the earlier ones.
         texts.clear()
         return raw
-    try:
-        event = msgspec.json.decode(raw)
-        for choice in event["choices"]:
-            _translate(choice, texts, part)
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return raw
-    return msgspec.json.encode(event)
+    return edit_each(raw, lambda choice: _translate(choice, texts, part))
 
 
 def _translate(choice: dict[str, Any], texts: dict[int, str], part: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
+from sollold.api.engine.chunks import edit_each
 
 
 class LogprobColumns:
@@ -21,17 +21,11 @@ class LogprobColumns:
 
     def event(self, raw: bytes) -> bytes:
         """Return a chunk or a whole answer with the columns added; unchanged if it can't be parsed."""
-        if b'"logprobs"' not in raw:
-            return raw
-        try:
-            answer = msgspec.json.decode(raw)
-            for choice in answer["choices"]:
-                if choice.get("logprobs"):
-                    rows = choice["logprobs"]["content"]
-                    choice["logprobs"] |= self.columns(rows, choice.get("index", 0))
-            return msgspec.json.encode(answer)
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-            return raw
+        return edit_each(raw, self._add) if b'"logprobs"' in raw else raw
+
+    def _add(self, choice: dict[str, Any]) -> None:
+        if choice.get("logprobs"):
+            choice["logprobs"] |= self.columns(choice["logprobs"]["content"], choice.get("index", 0))
 
     def columns(self, rows: list[dict[str, Any]], choice: int = 0) -> dict[str, Any]:
         """Return the columns for ``rows``, the next tokens of a choice.

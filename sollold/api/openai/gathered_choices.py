@@ -13,8 +13,7 @@ import msgspec
 from sollold.api.engine.chunks import read_chunk
 from sollold.api.engine.encoders import SseEncoder
 from sollold.api.http.encoder import Encoder
-from sollold.api.openai.function_call import with_function_call
-from sollold.api.openai.sse import with_required
+from sollold.api.openai.sse import with_function_call, with_required
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Routing
 

@@ -9,13 +9,10 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.infill_events import Infilled, read_infilled
-from sollold.api.openai.completion_logprobs import LogprobColumns
+from sollold.api.engine.infill_events import read_infilled
 from sollold.api.openai.request import Completion
-from sollold.api.openai.sse import ChunkEncoder
-from sollold.api.openai.text_completion import TextCompletion, choice_of
+from sollold.api.openai.text_completion import TextPiece
 from sollold.errors import Fault, Refusal
-from sollold.serving.request import Engine, Routing
 
 
 def infill_body(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
@@ -39,35 +36,14 @@ def infill_body(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
     return out
 
 
-class InfillEncoder(ChunkEncoder):
-    """`Encoder` of a completion with a suffix: OpenAI's chunks from either engine."""
+def read_infilled_piece(raw: bytes) -> TextPiece:
+    """Decode an event of ``/infill``.
 
-    def __init__(self, ask: Completion, model: str) -> None:
-        super().__init__(model)
-        self._completion = TextCompletion(ask, model)
-        self._engine = Engine.LLAMA
-        self._columns = LogprobColumns(ask.logprobs) if ask.logprobs is not None else None
-
-    def begin(self, routing: Routing) -> bytes:
-        """Remember the engine; no bytes are sent."""
-        self._engine = routing.engine
-        return b""
-
-    def event(self, raw: bytes) -> bytes:
-        """Return the chunk for one event, followed by the usage after the last."""
-        if self._engine is Engine.OLLAMA:
-            return super().event(self._columns.event(raw) if self._columns is not None else raw)
-        event = read_infilled(raw)
-        return self._completion.events(self._choice(event), event.tokens_evaluated, event.tokens_predicted)
-
-    def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """Return the whole answer."""
-        if routing.engine is Engine.OLLAMA:
-            return super().whole(self._columns.event(raw) if self._columns is not None else raw, routing)
-        event = read_infilled(raw)
-        return self._completion.whole(self._choice(event), event.tokens_evaluated, event.tokens_predicted)
-
-    def _choice(self, event: Infilled) -> dict[str, Any]:
-        rows = msgspec.to_builtins(event.completion_probabilities)
-        logprobs = {"content": rows, **self._columns.columns(rows)} if rows and self._columns else None
-        return choice_of(event.content, logprobs, event.finish or None)
+    Raises:
+        Refusal: ENGINE, as `read_infilled`.
+    """
+    event = read_infilled(raw)
+    rows = msgspec.to_builtins(event.completion_probabilities)
+    return TextPiece(
+        event.content, rows, event.finish or None, event.tokens_evaluated, event.tokens_predicted
+    )

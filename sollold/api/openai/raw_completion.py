@@ -6,20 +6,15 @@ two meanings on two engines. Its ``/api/generate`` takes a raw prompt, and such 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import msgspec
 
-from sollold.api.engine.encoders import SseEncoder
-from sollold.api.engine.impossible_tokens import with_shown_logprobs
-from sollold.api.http.encoder import Encoder
-from sollold.api.openai.completion_logprobs import LogprobColumns
 from sollold.api.openai.request import Completion
-from sollold.api.openai.text_completion import TextCompletion, choice_of
+from sollold.api.openai.text_completion import TextPiece
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
-from sollold.serving.request import Call, Engine, Routing
+from sollold.serving.request import Call
 
 OPTIONS = {
     "max_tokens": "num_predict",
@@ -94,55 +89,15 @@ class _Record(msgspec.Struct):
     logprobs: list[dict[str, Any]] | None = None
 
 
-class RawCompletionEncoder(SseEncoder):
-    """`Encoder` of completions: OpenAI's chunks from either engine.
+def read_generated(raw: bytes) -> TextPiece:
+    """Decode a line of ``/api/generate``.
 
-    ``chunks``: the encoder of llama-server's events.
+    Raises:
+        Refusal: ENGINE if it can't be parsed.
     """
-
-    def __init__(self, chunks: Encoder, ask: Completion, model: str) -> None:
-        self._chunks = chunks
-        self._completion = TextCompletion(ask, model)
-        self._ollama = False
-        self._columns = LogprobColumns(ask.logprobs) if ask.logprobs is not None else None
-
-    def begin(self, routing: Routing) -> bytes:
-        """Remember which engine answers."""
-        self._ollama = routing.engine is Engine.OLLAMA
-        return self._chunks.begin(routing)
-
-    def event(self, raw: bytes) -> bytes:
-        """Return the chunk for one event, followed by the usage after the last."""
-        raw = with_shown_logprobs(raw)
-        if not self._ollama:
-            return self._chunks.event(self._columns.event(raw) if self._columns is not None else raw)
-        record = _read(raw)
-        return self._completion.events(self._choice(record), record.prompt_eval_count, record.eval_count)
-
-    def finish(self, routing: Routing) -> bytes:
-        """Return ``[DONE]``."""
-        return self._chunks.finish(routing)
-
-    def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """Return the whole answer."""
-        raw = with_shown_logprobs(raw)
-        if routing.engine is not Engine.OLLAMA:
-            return self._chunks.whole(self._columns.event(raw) if self._columns is not None else raw, routing)
-        record = _read(raw)
-        return self._completion.whole(self._choice(record), record.prompt_eval_count, record.eval_count)
-
-    def _choice(self, record: _Record) -> dict[str, Any]:
-        finish = ("length" if record.done_reason == "length" else "stop") if record.done else None
-        logprobs: dict[str, Any] | None = {"content": record.logprobs} if record.logprobs else None
-        if logprobs is not None and self._columns is not None:
-            rows = [{"top_logprobs": [], **row} for row in record.logprobs or ()]
-            with contextlib.suppress(KeyError, TypeError):
-                logprobs |= self._columns.columns(rows)
-        return choice_of(record.response, logprobs, finish)
-
-
-def _read(raw: bytes) -> _Record:
     try:
-        return msgspec.json.decode(raw, type=_Record)
+        record = msgspec.json.decode(raw, type=_Record)
     except msgspec.MsgspecError:
         raise Refusal(Fault.ENGINE, "Ollama sent a record that can't be parsed", status=502) from None
+    finish = ("length" if record.done_reason == "length" else "stop") if record.done else None
+    return TextPiece(record.response, record.logprobs, finish, record.prompt_eval_count, record.eval_count)

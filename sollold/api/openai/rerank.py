@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.chunks import edit_each
 from sollold.api.engine.number_ranges import Count
 from sollold.errors import Fault, Refusal
 
@@ -48,10 +49,8 @@ def _text_of(value: str | dict[str, Any], subject: str) -> str:
 
 def with_documents(raw: bytes, documents: list[str]) -> bytes:
     """Return the response with the document added to each result; unchanged if it can't be parsed."""
-    try:
-        answer = msgspec.json.decode(raw)
-        for result in answer["results"]:
-            result["document"] = {"text": documents[result["index"]]}
-    except (msgspec.DecodeError, LookupError, TypeError):
-        return raw
-    return msgspec.json.encode(answer)
+
+    def add(result: dict[str, Any]) -> None:
+        result["document"] = {"text": documents[result["index"]]}
+
+    return edit_each(raw, add, "results")

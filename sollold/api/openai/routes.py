@@ -42,11 +42,11 @@ from sollold.api.openai.embeddings import (
     native_embedding_notes,
 )
 from sollold.api.openai.gathered_choices import GatheredChoices
-from sollold.api.openai.infill import InfillEncoder, infill_body
+from sollold.api.openai.infill import infill_body, read_infilled_piece
 from sollold.api.openai.input_as_chat import input_as_chat
 from sollold.api.openai.llama_sampling import with_llamas_names
 from sollold.api.openai.model_page import model_page
-from sollold.api.openai.raw_completion import RawCompletionEncoder, raw_generate
+from sollold.api.openai.raw_completion import raw_generate, read_generated
 from sollold.api.openai.request import (
     ApplyTemplate,
     ChatCompletion,
@@ -72,6 +72,7 @@ from sollold.api.openai.request_warnings import (
 from sollold.api.openai.rerank import Rerank, rerank_body, with_documents
 from sollold.api.openai.sse import ChunkEncoder
 from sollold.api.openai.summed_usage import SummedUsage, has_several_prompts, streamed
+from sollold.api.openai.text_completion import CompletionEncoder
 from sollold.control.models import NodeNames
 from sollold.errors import Fault, Refusal
 from sollold.models.listing import Listed
@@ -292,11 +293,12 @@ class OpenAiRoutes:
 
         def encoder(_: AnswerPrefix) -> Encoder:
             if ask.suffix:
-                return InfillEncoder(ask, name)
+                return CompletionEncoder(ask, name, ChunkEncoder(name), Engine.LLAMA, read_infilled_piece)
             # llama-server puts the usage into the last chunk with text, whether requested or not.
             summed = SummedUsage(max(1, ask.n or 1), counted=ask.counted) if ask.stream else None
-            chunks = RawCompletionEncoder(ChunkEncoder(name, summed=summed), ask, name)
-            return GatheredChoices(chunks) if gathers else chunks
+            chunks = ChunkEncoder(name, summed=summed)
+            encoder = CompletionEncoder(ask, name, chunks, Engine.OLLAMA, read_generated)
+            return GatheredChoices(encoder) if gathers else encoder
 
         return await self._respond(
             request,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 
+from sollold.api.engine.chunks import edit_each
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
 from sollold.api.engine.encoders import SseEncoder
 from sollold.api.engine.impossible_tokens import with_shown_logprobs
-from sollold.api.openai.function_call import with_function_call
 from sollold.api.openai.summed_usage import SummedUsage
 from sollold.serving.request import Engine, Routing
 
@@ -83,17 +84,32 @@ class ChunkEncoder(SseEncoder):
 
 def _with_both_reasonings(raw: bytes) -> bytes:
     """Return an event with its thinking under both names, ``reasoning_content`` and ``reasoning``."""
-    try:
-        event = msgspec.json.decode(raw)
-        for choice in event["choices"]:
-            message = choice.get("delta") or choice.get("message") or {}
-            if "reasoning_content" in message:
-                message["reasoning"] = message["reasoning_content"]
-            elif "reasoning" in message:
-                message["reasoning_content"] = message["reasoning"]
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return raw
-    return msgspec.json.encode(event)
+
+    def name(choice: dict[str, Any]) -> None:
+        message = choice.get("delta") or choice.get("message") or {}
+        if "reasoning_content" in message:
+            message["reasoning"] = message["reasoning_content"]
+        elif "reasoning" in message:
+            message["reasoning_content"] = message["reasoning"]
+
+    return edit_each(raw, name)
+
+
+def with_function_call(raw: bytes) -> bytes:
+    """Return a chunk or a whole answer with its first tool call as ``function_call``, without the others.
+
+    The deprecated ``functions`` allow only one call, and clients expect it there.
+    """
+
+    def rename(choice: dict[str, Any]) -> None:
+        message = choice.get("delta") or choice.get("message") or {}
+        for position, call in enumerate(message.pop("tool_calls", None) or ()):
+            if call.get("index", position) == 0:
+                message["function_call"] = call["function"]
+        if choice.get("finish_reason") == "tool_calls":
+            choice["finish_reason"] = "function_call"
+
+    return edit_each(raw, rename) if b'"tool_calls"' in raw else raw
 
 
 def _is_usage(raw: bytes) -> bool:
@@ -112,13 +128,11 @@ class _Chunk(msgspec.Struct):
 
 def with_required(raw: bytes) -> bytes:
     """Return a whole answer with the fields that OpenAI's schema requires and engines omit."""
-    try:
-        answer = msgspec.json.decode(raw)
-        for choice in answer["choices"]:
-            choice.setdefault("logprobs", None)
-            if "message" in choice:
-                choice["message"].setdefault("refusal", None)
-                choice["message"].setdefault("content", None)
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return raw
-    return msgspec.json.encode(answer)
+
+    def complete(choice: dict[str, Any]) -> None:
+        choice.setdefault("logprobs", None)
+        if "message" in choice:
+            choice["message"].setdefault("refusal", None)
+            choice["message"].setdefault("content", None)
+
+    return edit_each(raw, complete)

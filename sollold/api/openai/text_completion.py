@@ -1,21 +1,57 @@
-"""Builds OpenAI's text completions from events that have a form of their own. Pure."""
+"""Encodes OpenAI's text completions, also from an engine whose events have a form of their own. Pure."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from sollold.api.engine.encoders import SseEncoder
+from sollold.api.engine.impossible_tokens import with_shown_logprobs
+from sollold.api.http.encoder import Encoder
+from sollold.api.openai.completion_logprobs import LogprobColumns
 from sollold.api.openai.request import Completion
+from sollold.facts import dataclass
+from sollold.serving.request import Engine, Routing
 
 
-class TextCompletion:
-    """One answer: its chunks as server-sent events, or the whole answer as an object."""
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """An event of such an engine, or its whole answer.
 
-    def __init__(self, ask: Completion, model: str) -> None:
-        self._counted = ask.stream_options is not None and bool(ask.stream_options.include_usage)
+    Attributes:
+        text: the next part of the text.
+        rows: log-probabilities of its tokens.
+        finish: OpenAI's ``finish_reason``; None before the end.
+        prompt, generated: number of tokens so far.
+    """
+
+    text: str
+    rows: list[dict[str, Any]] | None
+    finish: str | None
+    prompt: int
+    generated: int
+
+
+class CompletionEncoder(SseEncoder):
+    """`Encoder` of completions: OpenAI's chunks from either engine."""
+
+    def __init__(
+        self, ask: Completion, model: str, chunks: Encoder, other: Engine, read: Callable[[bytes], TextPiece]
+    ) -> None:
+        """``chunks``: encoder of the events that are chunks; ``other``: the engine whose events are not, and
+        are decoded by ``read``.
+        """
+        self._chunks = chunks
+        self._other = other
+        self._read = read
+        self._translates = False
+        self._columns = LogprobColumns(ask.logprobs) if ask.logprobs is not None else None
+        self._counted = ask.counted
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -23,22 +59,46 @@ class TextCompletion:
             "model": model,
         }
 
-    def events(self, choice: dict[str, Any], prompt: int, generated: int) -> bytes:
-        """Return the chunk with this choice; after the last also the usage, if the caller wants it."""
-        chunks = [{**self._head, "choices": [choice]}]
-        if choice["finish_reason"] is not None and self._counted:
-            chunks.append({**self._head, "choices": [], "usage": _usage(prompt, generated)})
+    def begin(self, routing: Routing) -> bytes:
+        """Remember which engine answers."""
+        self._translates = routing.engine is self._other
+        return self._chunks.begin(routing)
+
+    def event(self, raw: bytes) -> bytes:
+        """Return the chunk for one event, followed by the usage after the last."""
+        raw = with_shown_logprobs(raw)
+        if not self._translates:
+            return self._chunks.event(self._columns.event(raw) if self._columns is not None else raw)
+        piece = self._read(raw)
+        chunks = [{**self._head, "choices": [self._choice(piece)]}]
+        if piece.finish is not None and self._counted:
+            chunks.append({**self._head, "choices": [], "usage": _usage(piece)})
         return b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks)
 
-    def whole(self, choice: dict[str, Any], prompt: int, generated: int) -> bytes:
+    def finish(self, routing: Routing) -> bytes:
+        """Return ``[DONE]``."""
+        return self._chunks.finish(routing)
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
         """Return the whole answer."""
-        return msgspec.json.encode({**self._head, "choices": [choice], "usage": _usage(prompt, generated)})
+        raw = with_shown_logprobs(raw)
+        if routing.engine is not self._other:
+            return self._chunks.whole(self._columns.event(raw) if self._columns is not None else raw, routing)
+        piece = self._read(raw)
+        return msgspec.json.encode({**self._head, "choices": [self._choice(piece)], "usage": _usage(piece)})
+
+    def _choice(self, piece: TextPiece) -> dict[str, Any]:
+        logprobs: dict[str, Any] | None = None
+        if piece.rows and self._columns is not None:
+            logprobs = {"content": piece.rows}
+            with contextlib.suppress(KeyError, TypeError):
+                logprobs |= self._columns.columns([{"top_logprobs": [], **row} for row in piece.rows])
+        return {"index": 0, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
 
 
-def choice_of(text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
-    """Return the only choice of a chunk or of an answer."""
-    return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}
-
-
-def _usage(prompt: int, generated: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+def _usage(piece: TextPiece) -> dict[str, int]:
+    return {
+        "prompt_tokens": piece.prompt,
+        "completion_tokens": piece.generated,
+        "total_tokens": piece.prompt + piece.generated,
+    }
