@@ -6,20 +6,19 @@ durations.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from sollold.api.engine.chunks import Account, Delta, ToolCalls, logprob_objects, read_chunk
+from sollold.api.engine.chunks import Delta, ToolCalls, logprob_objects, read_chunk
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
 from sollold.api.engine.conversation import results_in_order
 from sollold.api.engine.fields import require_capability
 from sollold.api.engine.messages import image_part, link_tool_results
 from sollold.api.engine.modelfile import with_modelfile
 from sollold.api.engine.tools import normalize_tool_call, normalize_tools
+from sollold.api.ollama.ndjson import Lines
 from sollold.api.ollama.request import Chat, Message, Options, response_format, sampling, thinking
 from sollold.models.model import Model
 from sollold.serving.request import Routing
-from sollold.units import timestamp_text
 
 
 def chat_body(chat: Chat, options: Options, model: Model) -> dict[str, Any]:
@@ -98,34 +97,23 @@ def add_stream(body: dict[str, Any], stream: bool) -> None:
         body["stream_options"] = {"include_usage": True}
 
 
-class ChatLines:
-    """Translates the chunks of one chat request into Ollama's records."""
+class ChatLines(Lines):
+    """`Lines` of a chat."""
 
     def __init__(self, model: str, top_logprobs: int = 0, prefix: AnswerPrefix = NO_PREFIX) -> None:
         """``prefix``: the beginning of the answer, sent by the caller."""
-        self._model = model
-        self._top = top_logprobs
+        super().__init__(model, top_logprobs)
         self._prefix = prefix
         self._tools = ToolCalls()
-        self.account = Account()
 
-    def record(self, message: dict[str, Any], *, done: bool = False) -> dict[str, Any]:
-        """Return a record with the common fields."""
-        return {
-            "model": self._model,
-            "created_at": timestamp_text(time.time()),
-            "message": {"role": "assistant", "content": "", **message},
-            "done": done,
-        }
+    def empty(self) -> dict[str, Any]:
+        """Return a record with an empty message."""
+        return self._record(message={"role": "assistant", "content": ""})
 
     def feed(self, raw: bytes) -> list[dict[str, Any]]:
-        """Return the records for one event: usually one, none for an event without content.
-
-        Raises:
-            Refusal: ENGINE, if the event is an error.
-        """
+        """Return the records for one chunk."""
         chunk = read_chunk(raw)
-        self.account.feed(chunk)
+        self._account.feed(chunk)
         records = []
         for choice in chunk.choices:
             delta = choice.delta or choice.message or Delta()
@@ -137,29 +125,19 @@ class ChatLines:
             if delta.tool_calls:
                 self._tools.feed(delta.tool_calls)
             if choice.finish_reason:
-                self.account.finish = choice.finish_reason
+                self._account.finish = choice.finish_reason
             if delta.tool_calls or choice.finish_reason:
                 calls = self._tools.completed(finished=bool(choice.finish_reason))
                 if calls:
                     message["tool_calls"] = calls
             logprobs = logprob_objects(choice.logprobs, self._top)
             if message or logprobs:
-                record = self.record(message)
+                record = self._record(message={"role": "assistant", "content": "", **message})
                 if logprobs:
                     record["logprobs"] = logprobs
                 records.append(record)
         return records
 
-    def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """Return the last record of a stream."""
-        return {**self.record({}, done=True), **self.account.final(routing, total_seconds)}
-
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """Return the only record of an answer that is not streamed."""
-        records = self.feed(self._prefix.cut_from(raw))
-        first = records[0] if records else self.record({})
-        return {**first, **self.account.final(routing, total_seconds)}
-
-    def empty(self) -> dict[str, Any]:
-        """Return a record without content, not the last."""
-        return self.record({})
+        """Return the only record, without the beginning that the caller sent."""
+        return super().whole(self._prefix.cut_from(raw), routing, total_seconds)

@@ -11,32 +11,26 @@ move to another node. Real tokens, from an Ollama, are prepended to the prompt u
 
 from __future__ import annotations
 
-import time
 import zlib
 from typing import Any
 
 import msgspec
 
 from sollold.api.engine.calls import CHAT_PATH
-from sollold.api.engine.chunks import Account, Delta, logprob_objects, read_chunk
+from sollold.api.engine.chunks import Delta, logprob_objects, read_chunk
 from sollold.api.engine.fields import require_capability
 from sollold.api.engine.infill_events import read_infilled
 from sollold.api.engine.messages import image_part
 from sollold.api.engine.modelfile import own_messages
 from sollold.api.http.json_bounds import TooManyValues
 from sollold.api.http.json_text import check_values
-from sollold.api.ollama.chat import (
-    add_logprobs,
-    add_shared,
-    add_stream,
-    alternative_count,
-)
+from sollold.api.ollama.chat import add_logprobs, add_shared, add_stream, alternative_count
+from sollold.api.ollama.ndjson import Lines
 from sollold.api.ollama.request import Generate, Options, response_format, sampling, thinking
 from sollold.api.ollama.template import render_template
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 from sollold.serving.request import Call, Routing
-from sollold.units import timestamp_text
 
 _MARKER = -7301
 _MAX_BYTES = 8 * 1024 * 1024
@@ -144,8 +138,7 @@ def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> 
         **sampling(options),
     }
     add_schema(body, generate.format)
-    alternatives = alternative_count(generate.logprobs, generate.top_logprobs)
-    if alternatives:
+    if alternatives := alternative_count(generate.logprobs, generate.top_logprobs):
         body["n_probs"] = alternatives
     body["stream"] = generate.stream is not False
     return Call("/infill", body)
@@ -175,8 +168,7 @@ def _completion(generate: Generate, options: Options, model: Model, prompt: str,
         **sampling(options),
     }
     add_schema(body, generate.format)
-    alternatives = alternative_count(generate.logprobs, generate.top_logprobs)
-    if alternatives:
+    if alternatives := alternative_count(generate.logprobs, generate.top_logprobs):
         body["logprobs"] = alternatives
     add_stream(body, generate.stream is not False)
     return Call("/v1/completions", body)
@@ -202,8 +194,8 @@ def _thought_values(think: bool | str | None) -> dict[str, str]:
     }
 
 
-class GenerateLines:
-    """Translates the events of one generate request, by any of the three calls, into Ollama's records."""
+class GenerateLines(Lines):
+    """`Lines` of a generate request, by any of the three calls."""
 
     def __init__(
         self,
@@ -216,40 +208,29 @@ class GenerateLines:
         """``turns``: the conversation including the prompt, for ``context``; ``None`` to return no context;
         ``delivered``: the part of the answer that another node delivered.
         """
-        self._model = model
+        super().__init__(model, top_logprobs)
         self._infill = path == "/infill"
         self._turns = turns
-        self._top = top_logprobs
         self._parts = [delivered]
-        self.account = Account()
 
-    def record(self, response: str = "", *, done: bool = False) -> dict[str, Any]:
-        """Return a record with the common fields."""
-        return {
-            "model": self._model,
-            "created_at": timestamp_text(time.time()),
-            "response": response,
-            "done": done,
-        }
+    def empty(self) -> dict[str, Any]:
+        """Return a record with an empty response."""
+        return self._record(response="")
 
     def feed(self, raw: bytes) -> list[dict[str, Any]]:
-        """Return the records for one event.
-
-        Raises:
-            Refusal: ENGINE, if the event is an error.
-        """
+        """Return the records for one event of the call."""
         chunk = read_chunk(raw)
-        self.account.feed(chunk)
+        self._account.feed(chunk)
         if self._infill:
             return self._feed_infill(raw)
         records = []
         for choice in chunk.choices:
             delta = choice.delta or choice.message or Delta(content=choice.text)
             if choice.finish_reason:
-                self.account.finish = choice.finish_reason
+                self._account.finish = choice.finish_reason
             logprobs = logprob_objects(choice.logprobs, self._top)
             if delta.content or delta.thought or logprobs:
-                record = self.record(delta.content or "")
+                record = self._record(response=delta.content or "")
                 if delta.content:
                     self._parts.append(delta.content)
                 if delta.thought:
@@ -262,33 +243,19 @@ class GenerateLines:
     def _feed_infill(self, raw: bytes) -> list[dict[str, Any]]:
         event = read_infilled(raw)
         if event.finish:
-            self.account.finish = event.finish
-            self.account.usage.prompt_tokens = event.tokens_evaluated
-            self.account.usage.completion_tokens = event.tokens_predicted
+            self._account.finish = event.finish
+            self._account.usage.prompt_tokens = event.tokens_evaluated
+            self._account.usage.completion_tokens = event.tokens_predicted
         logprobs = logprob_objects(event.logprobs, self._top)
         if not event.content and not logprobs:
             return []
-        return [{**self.record(event.content), **({"logprobs": logprobs} if logprobs else {})}]
+        return [{**self._record(response=event.content), **({"logprobs": logprobs} if logprobs else {})}]
 
     def _closing(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        closing = self.account.final(routing, total_seconds)
+        closing = super()._closing(routing, total_seconds)
         if self._turns is not None:
             closing["context"] = pack_context([*self._turns, PackedTurn("assistant", "".join(self._parts))])
         return closing
-
-    def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """Return the last record of a stream."""
-        return {**self.record(done=True), **self._closing(routing, total_seconds)}
-
-    def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """Return the only record of an answer that is not streamed."""
-        records = self.feed(raw)
-        first = records[0] if records else self.record()
-        return {**first, **self._closing(routing, total_seconds)}
-
-    def empty(self) -> dict[str, Any]:
-        """Return a record without content, not the last."""
-        return self.record()
 
 
 def turns_of(generate: Generate, call: Call, model: Model) -> list[PackedTurn] | None:

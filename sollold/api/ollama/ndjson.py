@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import msgspec
 
+from sollold.api.engine.chunks import Account
 from sollold.api.http.errors import Dialect, refusal_object, status_of
 from sollold.api.http.response import JSON, NDJSON
 from sollold.api.http.routing_text import routing_object, waiting_text
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Engine, Routing, Waiting
+from sollold.units import timestamp_text
 
 
-class Lines(Protocol):
-    """A translator of events: `ChatLines` or `GenerateLines`."""
+class Lines(ABC):
+    """Translates the events of one answer into Ollama's records."""
 
+    def __init__(self, model: str, top_logprobs: int = 0) -> None:
+        self._model = model
+        self._top = top_logprobs
+        self._account = Account()
+
+    @abstractmethod
     def feed(self, raw: bytes) -> list[dict[str, Any]]:
-        """Return the records for one event."""
-        ...
+        """Return the records for one event: usually one, none for an event without content.
+
+        Raises:
+            Refusal: ENGINE, if the event is an error.
+        """
+
+    @abstractmethod
+    def empty(self) -> dict[str, Any]:
+        """Return a record without content that is not the last: clients append nothing."""
 
     def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """Return the record with ``done``, its reason and the statistics."""
-        ...
+        return {**self.empty(), **self._closing(routing, total_seconds)}
 
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """Return the only record of an answer that is not streamed."""
-        ...
+        records = self.feed(raw) or [self.empty()]
+        return {**records[0], **self._closing(routing, total_seconds)}
 
-    def empty(self) -> dict[str, Any]:
-        """Return a record without content that is not the last: clients append nothing."""
-        ...
+    def _closing(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        return self._account.final(routing, total_seconds)
+
+    def _record(self, **content: Any) -> dict[str, Any]:
+        created = timestamp_text(time.time())
+        return {"model": self._model, "created_at": created, **content, "done": False}
 
 
 class LineEncoder:
@@ -113,10 +133,11 @@ def _read(raw: bytes) -> dict[str, Any]:
 _record = msgspec.json.Decoder(dict[str, Any])
 
 
-class LoadLines:
+class LoadLines(Lines):
     """`Lines` of a request that only loads or unloads, and has no events."""
 
     def __init__(self, empty: dict[str, Any], reason: str) -> None:
+        super().__init__("")
         self._empty = empty
         self._reason = reason
 
@@ -124,17 +145,12 @@ class LoadLines:
         """Return no records: an engine's response to it is not an answer."""
         return []
 
-    def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """Return the only record, with ``done`` and its reason."""
-        return {**self._empty, "done": True, "done_reason": self._reason}
-
-    def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """Return the same record, for a caller that does not stream."""
-        return self.last_record(routing, total_seconds)
-
     def empty(self) -> dict[str, Any]:
         """Return a record without content, sent while the model loads."""
         return self._empty
+
+    def _closing(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        return {"done": True, "done_reason": self._reason}
 
 
 class LoadEncoder(LineEncoder):
