@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.serving.request import Call, Delivered
+from sollold.serving.request import Call, Delivered, Engine
 
 _MAX_UNREAD = 512
 """Maximum number of events kept unparsed."""
@@ -49,6 +49,17 @@ class Continuation(ABC):
         self.spent_ms = 0.0
         """Time that failed engines spent generating, in milliseconds; added by the reader of the streams."""
         self._unread: list[bytes] = []
+        self._content: list[str] = []
+        self._thinking: list[str] = []
+        self._tool_call = False
+        self._finished = False
+        """Whether the text is complete, so that only counts can be missing."""
+
+    @property
+    def text(self) -> str:
+        """The delivered text that engines generated, thinking first, for counting its tokens."""
+        self.fold()
+        return "".join(self._thinking) + "".join(self._content)
 
     def add_events(self, events: list[bytes]) -> None:
         """Record events that are delivered to the caller unchanged."""
@@ -107,11 +118,6 @@ class Continuation(ABC):
         """Two requests whose prompts differ by the delivered part, if that is more than `text`; else None."""
         return None
 
-    @property
-    @abstractmethod
-    def text(self) -> str:
-        """The delivered text that engines generated, for counting its tokens."""
-
     @abstractmethod
     def check(self) -> None:
         """Check that the stream can be continued exactly.
@@ -124,14 +130,67 @@ class Continuation(ABC):
     def _read(self, event: JsonObject) -> None:
         """Record the content of a delivered event."""
 
-    @abstractmethod
-    def _restore(self, delivered: Delivered) -> None: ...
+    def _add(self, content: str | None, thinking: str | None = None, tool_calls: object = None) -> None:
+        """Record the content of a piece of the answer."""
+        if content:
+            self._content.append(content)
+        if thinking:
+            self._thinking.append(thinking)
+        self.events += bool(content or thinking)
+        self._tool_call = self._tool_call or bool(tool_calls)
+
+    def _joined(self) -> tuple[str, str]:
+        """Return the content and the thinking so far."""
+        self._content, self._thinking = ["".join(self._content)], ["".join(self._thinking)]
+        return self._content[0], self._thinking[0]
+
+    def _restore(self, delivered: Delivered) -> None:
+        self._content, self._thinking = [delivered.content], [delivered.thinking]
+        self._tool_call = delivered.tool_calls
 
     @abstractmethod
     def _continuation(self) -> Call: ...
 
     @abstractmethod
     def _merge(self, event: JsonObject) -> JsonObject | None: ...
+
+
+class ChunkContinuation(Continuation):
+    """Base for streams of OpenAI's chunks, from llama-server or Ollama."""
+
+    def __init__(self, call: Call, engine: Engine) -> None:
+        super().__init__(call)
+        self._engine = engine
+        self._names: JsonObject | None = None
+        """Fields that all chunks have in common."""
+        self._usage = False
+        """Whether the usage was delivered."""
+
+    def _note(self, event: JsonObject) -> None:
+        """Record what a delivered chunk has besides its choices."""
+        if self._names is None:
+            self._names = {key: event[key] for key in ("id", "created", "model") if key in event}
+        self._usage = self._usage or bool(event.get("usage"))
+
+    def _correct(self, event: JsonObject) -> list[JsonObject]:
+        """Set names, counts and times of the whole answer in a chunk; return its choices."""
+        event |= {key: value for key, value in (self._names or {}).items() if key in event}
+        total_usage(event.get("usage"), self.tokens, self.exhausted)
+        total_timings(event.get("timings"), self.tokens, self.spent_ms, self.exhausted)
+        return event.get("choices") or []
+
+    def _limit(self, body: JsonObject, name: str) -> None:
+        """Limit ``body`` to the tokens that are left; ``name``: the limit's name for this engine."""
+        if self._finished:
+            # Only the counts may be missing, for which the prompt is processed.
+            body[name] = 1
+            self.exhausted = True
+        else:
+            self.exhausted = reduce_limits(body, LIMITS, self.tokens)
+
+    def _last_chunk(self, kind: str, **choice: Any) -> list[bytes]:
+        choices = [{"index": 0, **choice, "finish_reason": "stop"}]
+        return [msgspec.json.encode({"object": kind, **(self._names or {}), "choices": choices})]
 
 
 def read(raw: bytes) -> JsonObject | None:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from sollold.serving.request import Call, Delivered, Engine
-from sollold.serving.resume.base import (
-    LIMITS,
-    Continuation,
-    JsonObject,
-    NotResumable,
-    asked_for,
-    reduce_limits,
-    total_timings,
-    total_usage,
-)
+from sollold.serving.resume.base import ChunkContinuation, JsonObject, NotResumable, asked_for
 
 
-class ChatContinuation(Continuation):
+class ChatContinuation(ChunkContinuation):
     """A streamed chat in OpenAI's chunks.
 
     llama-server takes a trailing assistant message as the beginning of its answer if
@@ -27,28 +16,21 @@ class ChatContinuation(Continuation):
     """
 
     def __init__(self, call: Call, engine: Engine) -> None:
-        super().__init__(call)
-        self._engine = engine
-        self._content: list[str] = []
-        self._reasoning: list[str] = []
-        self._names: JsonObject | None = None
+        super().__init__(call, engine)
         self._role = False
-        self._tool_call = False
-        self._finished = False
-        self._usage = False
 
     @property
     def text(self) -> str:
-        """Reasoning, then content, without the beginning given by the caller."""
+        """Thinking, then content, without the beginning given by the caller."""
         self.fold()
-        return "".join(self._reasoning) + "".join(self._content).removeprefix(self._echo)
+        return "".join(self._thinking) + "".join(self._content).removeprefix(self._echo)
 
     def measure(self) -> tuple[Call, Call] | None:
         """Needed for reasoning, which is enclosed in tags that only the template knows."""
         self.fold()
-        if not any(self._reasoning) or self._engine is not Engine.LLAMA:
+        if not any(self._thinking) or self._engine is not Engine.LLAMA:
             return None
-        body = self._with_beginning(dict(self.call.body), "".join(self._content), "".join(self._reasoning))
+        body = self._with_beginning(dict(self.call.body), *self._joined())
         return Call("/apply-template", dict(self.call.body)), Call("/apply-template", body)
 
     @property
@@ -75,7 +57,7 @@ class ChatContinuation(Continuation):
             raise NotResumable("a tool call was sent partially")
         if asked_for(body, "grammar") and self.text:
             raise NotResumable("it uses a grammar, whose state is lost")
-        if self._engine is Engine.OLLAMA and any(self._reasoning) and not any(self._content):
+        if self._engine is Engine.OLLAMA and any(self._thinking) and not any(self._content):
             raise NotResumable("it was interrupted while thinking, which Ollama can't continue")
         if self._engine is Engine.OLLAMA and asked_for(body, "response_format") and self._content:
             kind = body["response_format"]
@@ -83,39 +65,22 @@ class ChatContinuation(Continuation):
                 raise NotResumable("it uses a JSON schema, which Ollama can't continue in the middle")
 
     def _read(self, event: JsonObject) -> None:
-        if self._names is None:
-            self._names = {key: event[key] for key in ("id", "created", "model") if key in event}
-        if event.get("usage"):
-            self._usage = True
+        self._note(event)
         for choice in event.get("choices") or ():
             delta = choice.get("delta") or {}
             self._role = self._role or "role" in delta
-            content, reasoning = delta.get("content"), _reasoning(delta)
-            if content:
-                self._content.append(content)
-            if reasoning:
-                self._reasoning.append(reasoning)
-            if content or reasoning:
-                self.events += 1
-            if delta.get("tool_calls"):
-                self._tool_call = True
+            self._add(delta.get("content"), _reasoning(delta), delta.get("tool_calls"))
             if choice.get("finish_reason"):
                 self._finished = True
 
     def _restore(self, delivered: Delivered) -> None:
-        self._content, self._reasoning = [delivered.content], [delivered.thinking]
-        self._tool_call, self._role = delivered.tool_calls, True
+        super()._restore(delivered)
+        self._role = True
 
     def _continuation(self) -> Call:
         body = dict(self.call.body)
-        content, reasoning = "".join(self._content), "".join(self._reasoning)
-        self._content, self._reasoning = [content], [reasoning]
-        if self._finished:
-            # The text is complete. Only the counts may be missing, for which the prompt is processed.
-            body["n_predict" if self._engine is Engine.LLAMA else "max_tokens"] = 1
-            self.exhausted = True
-        else:
-            self.exhausted = reduce_limits(body, LIMITS, self.tokens)
+        content, reasoning = self._joined()
+        self._limit(body, "n_predict" if self._engine is Engine.LLAMA else "max_tokens")
         if not content and not reasoning:
             return Call(self.call.path, body)
         return Call(self.call.path, self._with_beginning(body, content, reasoning))
@@ -150,19 +115,10 @@ class ChatContinuation(Continuation):
     def cut_short(self) -> list[bytes]:
         """A last chunk."""
         self.fold()
-        choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
-        return [
-            msgspec.json.encode(
-                {"object": "chat.completion.chunk", **(self._names or {}), "choices": [choice]}
-            )
-        ]
+        return self._last_chunk("chat.completion.chunk", delta={})
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
-        event |= {key: value for key, value in (self._names or {}).items() if key in event}
-        tokens, spent_ms = self.tokens, self.spent_ms
-        total_usage(event.get("usage"), tokens, self.exhausted)
-        total_timings(event.get("timings"), tokens, spent_ms, self.exhausted)
-        choices = event.get("choices") or []
+        choices = self._correct(event)
         if not choices:
             return event if event.get("usage") and not self._usage else None
         passed = []

@@ -23,17 +23,7 @@ class OllamaContinuation(Continuation):
     def __init__(self, call: Call) -> None:
         super().__init__(call)
         self._chat = call.path == "/api/chat"
-        self._content: list[str] = []
-        self._thinking: list[str] = []
-        self._tool_call = False
-        self._done = False
         self._head: JsonObject = {}
-
-    @property
-    def text(self) -> str:
-        """Thinking, then content."""
-        self.fold()
-        return "".join(self._thinking) + "".join(self._content)
 
     def check(self) -> None:
         """Raise `NotResumable` if the stream can't be continued exactly."""
@@ -58,28 +48,18 @@ class OllamaContinuation(Continuation):
         message = event.get("message") if self._chat else event
         if isinstance(message, dict):
             content = message.get("content" if self._chat else "response")
-            thinking = message.get("thinking")
-            if content:
-                self._content.append(content)
-            if thinking:
-                self._thinking.append(thinking)
-            if content or thinking:
-                self.events += 1
-            if message.get("tool_calls"):
-                self._tool_call = True
+            self._add(content, message.get("thinking"), message.get("tool_calls"))
         if event.get("done"):
-            self._done = True
+            self._finished = True
         self._head = {key: event[key] for key in ("model", "created_at") if key in event}
 
     def _restore(self, delivered: Delivered) -> None:
-        self._content, self._thinking = [delivered.content], [delivered.thinking]
-        self._tool_call = delivered.tool_calls
+        super()._restore(delivered)
         self._head = {"model": self.call.body.get("model"), "created_at": timestamp_text(time.time())}
 
     def _continuation(self) -> Call:
         body = dict(self.call.body)
-        content, thinking = "".join(self._content), "".join(self._thinking)
-        self._content, self._thinking = [content], [thinking]
+        content, thinking = self._joined()
         if not content and not thinking:
             return self.call
         options = dict(body.get("options") or {})
@@ -105,9 +85,8 @@ class OllamaContinuation(Continuation):
     def closing(self) -> list[bytes]:
         """The end of an answer at its token limit: Ollama would take a remaining limit of 0 for no limit."""
         limit = (self.call.body.get("options") or {}).get("num_predict")
-        if self._done:
-            return []
-        if not isinstance(limit, int) or limit <= 0 or self.tokens < limit or not self._head:
+        reached = isinstance(limit, int) and 0 < limit <= self.tokens
+        if self._finished or not reached or not self._head:
             return []
         spent_ns = int(self.spent_ms * 1e6)
         content = {"message": {"role": "assistant", "content": ""}} if self._chat else {"response": ""}
@@ -122,7 +101,7 @@ class OllamaContinuation(Continuation):
         return [msgspec.json.encode({"model": self.call.body.get("model"), **last})]
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
-        if self._done:
+        if self._finished:
             return None
         if not self._chat and isinstance(event.get("message"), dict):
             message = event.pop("message")

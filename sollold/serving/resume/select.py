@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sollold.serving.request import Call, Delivered, Engine
+from sollold.serving.request import Call, Engine
 from sollold.serving.resume.base import Continuation, JsonObject, NotResumable
 from sollold.serving.resume.chat import ChatContinuation
 from sollold.serving.resume.ollama import OllamaContinuation
@@ -11,11 +11,6 @@ from sollold.serving.resume.text import CompletionContinuation, NativeContinuati
 
 class NoContinuation(Continuation):
     """A stream in a format that can't be continued. Records only whether anything was delivered."""
-
-    @property
-    def text(self) -> str:
-        """Empty: the text is not recorded."""
-        return ""
 
     def add_events(self, events: list[bytes]) -> None:
         """Record only that there were events."""
@@ -26,9 +21,6 @@ class NoContinuation(Continuation):
         raise NotResumable(f"answers of {self.call.path} can't be continued")
 
     def _read(self, event: JsonObject) -> None:
-        pass
-
-    def _restore(self, delivered: Delivered) -> None:
         pass
 
     def _continuation(self) -> Call:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from sollold.serving.request import Call, Delivered, Engine
 from sollold.serving.resume.base import (
     LIMITS,
+    ChunkContinuation,
     Continuation,
     JsonObject,
     NotResumable,
     asked_for,
     reduce_limits,
     total_timings,
-    total_usage,
 )
 
 
@@ -31,93 +29,55 @@ def _constrain(body: JsonObject, text: str) -> None:
         body["generation_prompt"] = text
 
 
-class _TextContinuation(Continuation):
-    """A stream of plain text that completes a prompt."""
-
-    def __init__(self, call: Call) -> None:
-        super().__init__(call)
-        self._text: list[str] = []
-        self._finished = False
-
-    @property
-    def text(self) -> str:
-        """The completion so far."""
-        self.fold()
-        return "".join(self._text)
-
-    def _check_single(self, logprobs: bool) -> None:
-        """Raise `NotResumable` unless it is one answer to one prompt, without log probabilities."""
-        body = self.call.body
-        if logprobs or asked_for(body, "n_probs"):
-            raise NotResumable("it contains log probabilities")
-        if any(isinstance(body.get(key), int) and body[key] > 1 for key in ("n", "best_of", "n_cmpl")):
-            raise NotResumable("several answers were requested at once")
-        if not _is_single(body.get("prompt", "")):
-            raise NotResumable("several prompts were sent at once")
+def _check_single(body: JsonObject, logprobs: bool) -> None:
+    """Raise `NotResumable` unless it is one answer to one prompt, without log probabilities."""
+    if logprobs or asked_for(body, "n_probs"):
+        raise NotResumable("it contains log probabilities")
+    if any(isinstance(body.get(key), int) and body[key] > 1 for key in ("n", "best_of", "n_cmpl")):
+        raise NotResumable("several answers were requested at once")
+    if not _is_single(body.get("prompt", "")):
+        raise NotResumable("several prompts were sent at once")
 
 
-class CompletionContinuation(_TextContinuation):
+class CompletionContinuation(ChunkContinuation):
     """A streamed completion in OpenAI's chunks, continued by appending the delivered text to the prompt."""
-
-    def __init__(self, call: Call, engine: Engine) -> None:
-        super().__init__(call)
-        self._engine = engine
-        self._names: JsonObject | None = None
-        self._usage = False
 
     def check(self) -> None:
         """Raise `NotResumable` if the stream can't be continued exactly."""
         self.fold()
         logprobs = self.call.body.get("logprobs")
-        self._check_single(isinstance(logprobs, int) and logprobs > 0)
-        if self._engine is Engine.OLLAMA and self._text:
+        _check_single(self.call.body, isinstance(logprobs, int) and logprobs > 0)
+        if self._engine is Engine.OLLAMA and self._content:
             raise NotResumable("Ollama's template for the prompt can't hold the beginning of an answer")
 
     def _read(self, event: JsonObject) -> None:
-        if self._names is None:
-            self._names = {key: event[key] for key in ("id", "created", "model") if key in event}
-        if event.get("usage"):
-            self._usage = True
+        self._note(event)
         for choice in event.get("choices") or ():
-            if choice.get("text"):
-                self._text.append(choice["text"])
-                self.events += 1
+            self._add(choice.get("text"))
             if choice.get("finish_reason"):
                 self._finished = True
 
     def _restore(self, delivered: Delivered) -> None:
-        self._text = [delivered.content]
+        self._content = [delivered.content]
 
     def _continuation(self) -> Call:
         body = dict(self.call.body)
-        text = "".join(self._text)
-        self._text = [text]
+        text, _ = self._joined()
         body["prompt"] = _extended(body.get("prompt"), text)
         # The first engine has already sent the echo of the prompt.
         body.pop("echo", None)
         if text:
             _constrain(body, text)
-        if self._finished:
-            # The text is complete. Only the counts may be missing, for which the prompt is processed.
-            body["max_tokens"] = 1
-            self.exhausted = True
-        else:
-            self.exhausted = reduce_limits(body, LIMITS, self.tokens)
+        self._limit(body, "max_tokens")
         return Call(self.call.path, body)
 
     def cut_short(self) -> list[bytes]:
         """A last chunk."""
         self.fold()
-        choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}
-        return [
-            msgspec.json.encode({"object": "text_completion", **(self._names or {}), "choices": [choice]})
-        ]
+        return self._last_chunk("text_completion", text="", logprobs=None)
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
-        event |= {key: value for key, value in (self._names or {}).items() if key in event}
-        total_usage(event.get("usage"), self.tokens, self.exhausted)
-        total_timings(event.get("timings"), self.tokens, self.spent_ms, self.exhausted)
-        choices = event.get("choices") or []
+        choices = self._correct(event)
         for choice in choices if self.exhausted else ():
             choice["text"] = ""
             choice["finish_reason"] = "length" if choice.get("finish_reason") else None
@@ -132,7 +92,7 @@ class CompletionContinuation(_TextContinuation):
         return event
 
 
-class NativeContinuation(_TextContinuation):
+class NativeContinuation(Continuation):
     """A stream in llama-server's own format, continued from the token ids that it contains, if complete."""
 
     def __init__(self, call: Call) -> None:
@@ -144,7 +104,7 @@ class NativeContinuation(_TextContinuation):
     def check(self) -> None:
         """Raise `NotResumable` if the stream can't be continued exactly."""
         self.fold()
-        self._check_single(asked_for(self.call.body, "logprobs"))
+        _check_single(self.call.body, asked_for(self.call.body, "logprobs"))
 
     def _read(self, event: JsonObject) -> None:
         if event.get("stop"):
@@ -160,16 +120,14 @@ class NativeContinuation(_TextContinuation):
             # Text held back for earlier tokens is delivered only now.
             self._ids += self._pending
             self._pending = []
-            self._text.append(content)
-            self.events += 1
+            self._add(content)
 
     def _restore(self, delivered: Delivered) -> None:
-        self._text, self._exact = [delivered.content], False
+        self._content, self._exact = [delivered.content], False
 
     def _continuation(self) -> Call:
         body = dict(self.call.body)
-        text = "".join(self._text)
-        self._text = [text]
+        text, _ = self._joined()
         prompt = body.get("prompt", "")
         if self._exact and self._ids and self.call.path != "/infill" and isinstance(prompt, str | list):
             self.tokens = len(self._ids)
