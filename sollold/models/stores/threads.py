@@ -19,9 +19,8 @@ _NICE = 10
 
 
 async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return the result of ``work``. Even if cancelled, waits for its end, unless it has not begun.
-
-    So files that it uses may be closed afterwards.
+    """Return the result of ``work``. Even if cancelled, any number of times, waits for its end unless it has
+    not begun: files that it uses may be closed afterwards.
     """
     job = threads.submit(work, *args, **kwargs)
     waiting = asyncio.wrap_future(job)
@@ -29,7 +28,10 @@ async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kw
         return await asyncio.shield(waiting)
     finally:
         if not job.cancel():
-            await asyncio.gather(waiting, return_exceptions=True)
+            while not waiting.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({waiting})
+            retrieve_error(waiting)
 
 
 def lower_priority() -> None:
