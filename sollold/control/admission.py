@@ -234,7 +234,10 @@ def _joined(invited: Invited) -> str:
         remaining = f"{invited.tries} tries are left" if invited.tries > 1 else "one try is left"
         raise Refusal(Fault.BAD_REQUEST, f"the code is wrong; {remaining}")
     if invited.verdict is InvitationVerdict.WRONG:
-        text = f"the code is wrong, and the invitation is withdrawn; on {invited.name} again: sollold invite"
+        text = (
+            f"the code is wrong, and no more are accepted from this machine; on {invited.name} again: "
+            "sollold invite"
+        )
         raise Refusal(Fault.BAD_REQUEST, text)
     text = (
         f"no invitation is open on {invited.name}: it was used, has expired, or was made on another machine. "

@@ -1,7 +1,8 @@
-"""Joining with a code: the right code admits one machine; three wrong ones withdraw the invitation."""
+"""Joining with a code: the right code admits one machine; wrong ones withdraw the invitation."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from sollold.cluster.admission import admission, invitation
 from sollold.cluster.admission.invitation import InvitationVerdict, Opening, Proof, Reply, use_code
 from sollold.cluster.admission.pake import Agreed, BadExchange, Side, new_code, plain_code, same
 from sollold.cluster.net.dialer import Dialer
-from sollold.cluster.net.identity import INVITED, Identity, Tokens
+from sollold.cluster.net.identity import INVITED, Identity, Tokens, tls_name
 from sollold.cluster.net.push_pull_stream import FrameClient
 from sollold.cluster.net.rpc import PeerError
 from sollold.control.admission import AdmissionService
@@ -105,10 +106,10 @@ async def test_a_code_admits_one_machine_once(two: Two) -> None:
     with pytest.raises(Refusal, match="no invitation is open on m0"):
         await two.joins.join(CODE, two.seed)
     offer = two.invites.invite()
-    assert offer.seed == two.seed and "3 tries left" in two.lan.running[0].me.inviting
+    assert offer.seed == two.seed and "9 tries left" in two.lan.running[0].me.inviting
     with pytest.raises(Refusal, match="2 tries are left"):
         await two.joins.join(other_than(offer.code), two.seed)
-    assert "2 tries left" in two.lan.running[0].me.inviting
+    assert "8 tries left" in two.lan.running[0].me.inviting
     assert await two.joins.join(offer.code, two.seed) == "m0"
     await until(two.lan.joined)
     assert two.lan.ring(0).secret == two.lan.ring(1).secret
@@ -122,15 +123,57 @@ async def test_a_code_admits_one_machine_once(two: Two) -> None:
         await service.join(offer.code, two.seed)
 
 
-async def test_three_wrong_codes_withdraw_the_invitation(two: Two) -> None:
+async def test_three_wrong_codes_withdraw_the_invitation_from_an_address(two: Two) -> None:
     offer = two.invites.invite()
-    for words in ("2 tries are left", "one try is left", "withdrawn"):
+    for words in ("2 tries are left", "one try is left", "no more are accepted"):
         with pytest.raises(Refusal, match=words):
             await two.joins.join(other_than(offer.code), two.seed)
-    assert "withdrew an invitation" in two.lan.running[0].me.inviting
     with pytest.raises(Refusal) as refused:
         await two.joins.join(offer.code, two.seed)
     assert refused.value.fault is Fault.NOT_FOUND and two.lan.ring(0).admitted == ()
+    assert "6 tries left" in two.lan.running[0].me.inviting
+
+
+async def test_wrong_codes_from_several_addresses_withdraw_the_invitation(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invitation, "_MAX_WRONG", 2)
+    offer = two.invites.invite()
+    for words in ("one try is left", "no more are accepted"):
+        with pytest.raises(Refusal, match=words):
+            await two.joins.join(other_than(offer.code), two.seed)
+    assert "withdrew an invitation" in two.lan.running[0].me.inviting
+
+
+async def test_a_stranger_at_another_address_does_not_use_up_an_invitation(two: Two) -> None:
+    """It holds connections open, tries wrong codes, and begins more exchanges than one machine needs."""
+    offer = two.invites.invite()
+    reach = Dialer(Identity(key(7), Tokens.read("cd" * 32)), lambda node: [])
+
+    async def connect() -> FrameClient:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            FrameClient,
+            "127.0.0.1",
+            two.lan.ports[0],
+            ssl=reach.context(INVITED, anyone=True),
+            server_hostname=tls_name("member"),
+            local_addr=("127.0.0.7", 0),
+        )
+        return connection
+
+    side = Side("0" * 8, key(7).public, two.lan.running[0]._identity.key.public, joins=True)
+    opening = msgspec.msgpack.encode(Opening(key(7).public, "x", side.message))
+    for _ in range(invitation._MAX_EXCHANGES):
+        connection = await connect()
+        reply = msgspec.msgpack.decode(await connection.exchange(opening), type=Reply)
+        if reply.verdict is InvitationVerdict.OPEN:
+            await connection.exchange(msgspec.msgpack.encode(Proof(bytes(32), b"")))
+        connection.transport.abort()
+    idle = [await connect() for _ in range(invitation._MAX_CONCURRENT)]
+    assert await two.joins.join(offer.code, two.seed) == "m0"
+    for connection in idle:
+        connection.transport.abort()
+    await until(lambda: not two.lan.admission(0).invitations._speaking)
 
 
 async def test_the_last_exchange_that_may_begin_can_succeed(
@@ -191,12 +234,12 @@ async def test_junk_and_idle_connections_keep_the_invitation(two: Two) -> None:
             await connection.exchange(junk)
     idle = [
         await reach.connect("", INVITED, FrameClient, timeout=3, addresses=where)
-        for _ in range(invitation._MAX_CONCURRENT)
+        for _ in range(invitation._MAX_CONCURRENT_EACH)
     ]
     with pytest.raises(PeerError):
         await use_code(reach, key(7), "x", plain_code(offer.code), where)
     for connection, _, _ in idle:
         connection.transport.abort()
-    await until(lambda: two.lan.admission(0).invitations._speaking == 0)
+    await until(lambda: two.lan.admission(0).invitations._speaking.total() == 0)
     assert await two.joins.join(offer.code, two.seed) == "m0"
     await until(two.lan.joined)

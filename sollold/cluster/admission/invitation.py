@@ -12,7 +12,9 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import field
 from enum import StrEnum
 from typing import Annotated, TypeVar
 
@@ -36,6 +38,7 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.framing import HEADER, frame
 from sollold.cluster.net.identity import INVITED, peer_key_of
 from sollold.cluster.net.node_key import NodeKey, id_of_key
+from sollold.cluster.net.open_sockets import literal
 from sollold.cluster.net.rpc import PeerError
 from sollold.facts import dataclass
 
@@ -45,9 +48,17 @@ T = TypeVar("T")
 
 INVITATION_SECONDS = 600.0
 TRIES = 3
+"""Wrong codes after which an invitation is withdrawn from an address: a stranger there must not use up the
+tries of the machine that was invited."""
+_MAX_WRONG = 3 * TRIES
+"""The same from all addresses together, after which it is withdrawn from all."""
 _MAX_EXCHANGES = 30
 """Maximum exchanges started with one invitation, even without a try: each costs computing time."""
-_MAX_CONCURRENT = 4
+_MAX_PER_ADDRESS = 10
+"""Maximum exchanges started from one address."""
+_MAX_CONCURRENT = 16
+_MAX_CONCURRENT_EACH = 4
+"""Maximum concurrent newcomers, in total and per address."""
 _MAX_BYTES = 4096
 _TIMEOUT = 15.0
 _CONNECT_SECONDS = 5.0
@@ -110,20 +121,33 @@ def signed_content(member: bytes, opening: bytes, reply: bytes) -> bytes:
 
 @dataclass(slots=True)
 class Invitation:
-    """A code and its remaining uses. ``until``: expiry on the monotonic clock."""
+    """A code and its uses, by address. ``until``: expiry on the monotonic clock."""
 
     code: str
     until: float
-    tries: int = TRIES
-    begun: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)
+    begun: Counter[str] = field(default_factory=Counter)
 
-    def valid(self, now: float) -> bool:
+    @property
+    def tries(self) -> int:
+        """Remaining wrong codes, from all addresses together."""
+        return _MAX_WRONG - self.wrong.total()
+
+    def tries_from(self, address: str) -> int:
+        """Return the remaining wrong codes from an address."""
+        return min(TRIES - self.wrong[address], self.tries)
+
+    def valid(self, now: float, address: str) -> bool:
         """Whether its code still admits, in an exchange that has begun."""
-        return now < self.until and self.tries > 0
+        return now < self.until and self.tries_from(address) > 0
 
     def usable(self, now: float) -> bool:
-        """Whether another exchange may begin."""
-        return self.valid(now) and self.begun < _MAX_EXCHANGES
+        """Whether another exchange may begin, at least from some addresses."""
+        return now < self.until and self.tries > 0 and self.begun.total() < _MAX_EXCHANGES
+
+    def usable_from(self, now: float, address: str) -> bool:
+        """Whether another exchange may begin from an address."""
+        return self.usable(now) and self.valid(now, address) and self.begun[address] < _MAX_PER_ADDRESS
 
 
 class Invitations:
@@ -152,7 +176,8 @@ class Invitations:
         self._changed = changed
         self._invitation: Invitation | None = None
         self._withdrawn = 0.0
-        self._speaking = 0
+        self._speaking: Counter[str] = Counter()
+        """Number of connected newcomers by address."""
         self._timer: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
@@ -179,7 +204,7 @@ class Invitations:
             tries = f"{invitation.tries} tries" if invitation.tries > 1 else "one try"
             return f"has an invitation open until {expiry}, with {tries} left"
         if time.monotonic() < self._withdrawn:
-            return f"withdrew an invitation after {TRIES} wrong codes"
+            return f"withdrew an invitation after {_MAX_WRONG} wrong codes"
         return ""
 
     def _open(self) -> Invitation | None:
@@ -193,31 +218,34 @@ class Invitations:
         self._timer = asyncio.get_running_loop().call_later(seconds + 0.1, self._changed)
         self._changed()
 
-    def accept(self) -> asyncio.Protocol | None:
-        """Return the protocol for one newcomer; None if too many are connected."""
-        if self._speaking >= _MAX_CONCURRENT:
-            return None
+    def accept(self) -> asyncio.Protocol:
+        """Return the protocol for one newcomer."""
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(_MAX_BYTES), self._serve)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._speaking += 1
+        peer = writer.get_extra_info("peername")
+        address = literal(peer)[0] if peer else ""
+        self._speaking[address] += 1
         try:
+            if self._speaking[address] > _MAX_CONCURRENT_EACH or self._speaking.total() > _MAX_CONCURRENT:
+                return
             # A newcomer that disconnects, sends invalid data or takes too long gets nothing.
             with contextlib.suppress(OSError, EOFError, TimeoutError, BadExchange, msgspec.MsgspecError):
                 async with asyncio.timeout(_TIMEOUT):
-                    await self._speak(reader, writer)
+                    await self._speak(reader, writer, address)
         finally:
-            self._speaking -= 1
+            self._speaking[address] -= 1
+            self._speaking += Counter()  # drops the addresses without a connection
             writer.close()
 
-    async def _speak(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _speak(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str) -> None:
         opening = await _read(reader, Opening)
-        invitation = self._open()
-        if invitation is None:
+        invitation = self._invitation
+        if invitation is None or not invitation.usable_from(time.monotonic(), address):
             await _write(writer, Reply(InvitationVerdict.NONE, self._name))
             return
-        invitation.begun += 1
-        if invitation.begun == _MAX_EXCHANGES:
+        invitation.begun[address] += 1
+        if invitation.begun.total() == _MAX_EXCHANGES:
             log.warning("the invitation is withdrawn after %d connections", _MAX_EXCHANGES)
             self._changed()
         public = self._key.public
@@ -231,23 +259,27 @@ class Invitations:
         proof = await _read(reader, Proof)
         node, content = id_of_key(opening.key), signed_content(public, opening.message, message)
         proved = self._key.verify(node, opening.key, proof.signature, content)
-        outcome = self._outcome(
-            invitation, node, opening.name, proved and same(proof.proof, agreed.newcomer), agreed
-        )
+        if self._invitation is not invitation or not invitation.valid(time.monotonic(), address):
+            outcome = Outcome(InvitationVerdict.NONE)
+        elif proved and same(proof.proof, agreed.newcomer):
+            outcome = self._right(node, printable_name(opening.name) or node, agreed)
+        else:
+            outcome = self._wrong(invitation, node, printable_name(opening.name) or node, address)
         await _write(writer, outcome)
 
-    def _outcome(self, invitation: Invitation, node: str, name: str, valid: bool, agreed: Agreed) -> Outcome:
-        if self._invitation is not invitation or not invitation.valid(time.monotonic()):
-            return Outcome(InvitationVerdict.NONE)
-        name = printable_name(name) or node
-        if not valid:
-            invitation.tries -= 1
-            log.warning("%s (%s) tried a wrong code, %d tries left", name, node, invitation.tries)
-            if not invitation.tries:
-                log.warning("the invitation is withdrawn after %d wrong codes", TRIES)
-                self._withdrawn = time.monotonic() + _SHOWN_SECONDS
-            self._tell_later(_SHOWN_SECONDS if self._withdrawn else invitation.until - time.monotonic())
-            return Outcome(InvitationVerdict.WRONG, invitation.tries)
+    def _wrong(self, invitation: Invitation, node: str, name: str, address: str) -> Outcome:
+        """Count a wrong code."""
+        invitation.wrong[address] += 1
+        remaining = invitation.tries_from(address)
+        log.warning("%s (%s) at %s tried a wrong code, %d tries left", name, node, address, remaining)
+        if not invitation.tries:
+            log.warning("the invitation is withdrawn after %d wrong codes", _MAX_WRONG)
+            self._withdrawn = time.monotonic() + _SHOWN_SECONDS
+        self._tell_later(_SHOWN_SECONDS if self._withdrawn else invitation.until - time.monotonic())
+        return Outcome(InvitationVerdict.WRONG, remaining)
+
+    def _right(self, node: str, name: str, agreed: Agreed) -> Outcome:
+        """Admit a machine that knew the code."""
         if self._refused(node):
             return Outcome(InvitationVerdict.EVICTED)
         self._invitation = None
