@@ -117,7 +117,7 @@ def _model_commands(command: Command) -> None:
     load = command("load", "load a model and wait until it is ready")
     unload = command("unload", "unload a model")
     chat = command("chat", "chat with a model")
-    pull = command("pull", "download a model from another node, Ollama's library or hf.co/…")
+    pull = command("pull", "download or update a model: from another node, Ollama's library or hf.co/…")
     copy = command("copy", "give a model another name (its files are linked, not copied)")
     delete = command("delete", "delete a pulled model or an added name; never your own files")
     push = command("push", "push a model to Ollama's library (needs an Ollama that has it)")

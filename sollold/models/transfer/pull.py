@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import logging
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,18 +22,18 @@ from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import Name, canonical, parse
 from sollold.models.stores.catalogue import Catalogue
-from sollold.models.transfer.download import BlockingSource, Source, SourceError
+from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.fetch_files import Download, download
+from sollold.models.transfer.hub_pull import hub_download
 from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
 from sollold.models.transfer.internet import Internet
+from sollold.models.transfer.node_pull import node_download
 from sollold.models.transfer.ollama_pull import pull_through_ollama
-from sollold.models.transfer.ollama_update import OllamaUpdate
 from sollold.models.transfer.partial_file import PartialFileError
-from sollold.models.transfer.peer_source import ModelFiles, NodeSource
 from sollold.models.transfer.pull_progress import Progress, PullError
 from sollold.models.transfer.rate_limit import RateLimit
 from sollold.models.transfer.socket_source import DirectSource
-from sollold.models.transfer.verify import check_items, fault_of
+from sollold.models.transfer.update import ModelUpdates
 from sollold.tasks import cancel_and_wait, retrieve_error
 
 log = logging.getLogger("sollold.models")
@@ -103,7 +101,7 @@ class Puller:
         self._internet = internet
         self._pulled_here = pulled
         name_of = (lambda id: f"node {id}") if reach is None else reach.name
-        self._update = OllamaUpdate(library.lists, calls, node, name_of)
+        self._updates = ModelUpdates(library.lists, calls, node, name_of)
         self._threads = _new_threads()
         self._pulls: dict[str, _Pull] = {}
         self._transfers = WeakValueDictionary[str, asyncio.Lock]()
@@ -129,7 +127,7 @@ class Puller:
     ) -> AsyncGenerator[Progress, None]:
         """Pull a model, yielding its progress: ``{status, digest?, total?, completed?}`` … ``success``.
 
-        A model that the local Ollama has is updated (`OllamaUpdate`); another one that this node has is not.
+        A model that the local Ollama has, or that was pulled from the hub, is updated.
 
         ``nodes_only``: only from other nodes of the cluster; ``insecure``: the local Ollama may use a
         registry without TLS.
@@ -220,12 +218,16 @@ class Puller:
             copies = (model for model in self._own_models(parsed) if model.source == "ollama")
             if copy := next(copies, None):
                 pull_here = partial(self._through_ollama, pull, name)
-                await self._update.run(pull_here, copy, pull.say, insecure=pull.insecure)
+                await self._updates.through_ollama(pull_here, copy, pull.say, insecure=pull.insecure)
                 return
+        on_hub = parsed.host.lower() in HOSTS
+        own = self._catalogue.get(canonical(name))
+        if on_hub and not pull.nodes_only and own is not None and own.source == "own" and not own.unusable:
+            await self._update_from_hub(pull, parsed, own)
+            return
         holders = self.holders(name)
         if any(node == self._node for node, _ in holders):
             return
-        on_hub = parsed.host.lower() in HOSTS
         if holders:
             try:
                 await self._from_nodes(pull, holders)
@@ -248,8 +250,8 @@ class Puller:
                 if not on_hub:
                     raise
                 log.info("%s can't be pulled by Ollama: %s; fetching it from the hub", name, error)
-        if on_hub:
-            await self._from_hub(pull, parsed)
+        if on_hub and (job := await hub_download(Hub(self._internet), parsed, None, self._threads)):
+            await self._download(pull, job)
             return
         suggestions = self._library.exact(name).suggestions
         hint = f"did you mean {' or '.join(suggestions)}? Else " if suggestions else ""
@@ -262,64 +264,22 @@ class Puller:
     async def _through_ollama(self, pull: _Pull, name: str) -> None:
         await pull_through_ollama(self._http(), self._ollama_url(), name, pull.say, insecure=pull.insecure)
 
-    # From nodes
-
     async def _from_nodes(self, pull: _Pull, holders: tuple[tuple[str, Model], ...]) -> None:
         digest = holders[0][1].digest
         # Another name of the same content may be pulled too: its partial download is the same folder.
         async with self._transfers.setdefault(digest, asyncio.Lock()):
             if self._node not in self._library.nodes_with(digest):
-                await self._transfer(pull, holders)
+                await self._download(pull, await node_download(holders, self._calls, self._reach, self._pace))
 
-    async def _transfer(self, pull: _Pull, holders: tuple[tuple[str, Model], ...]) -> None:
-        model = holders[0][1]
-        sources: list[Source | BlockingSource] = []
-        parcel: ModelFiles | None = None
-        verifiers: dict[str, str] = {}
-        fault: PeerError | None = None
-        for node, _ in holders:
-            source = NodeSource(self._calls, node, model.digest)
-            try:
-                offered = await source.parcel()
-            except PeerError as error:
-                fault = error
-                continue
-            # Another node may store the same content in different files.
-            if parcel is None or [(i.name, i.size) for i in offered.items] == [
-                (i.name, i.size) for i in parcel.items
-            ]:
-                parcel = parcel or offered
-                if offered.hashes:
-                    verifiers[node] = f"node {node}" if self._reach is None else self._reach.name(node)
-                if self._reach is not None:
-                    piece = self._pace.piece(DirectSource.PIECE)
-                    sources.append(DirectSource(self._reach, node, model.digest, piece))
-                else:
-                    sources.append(_Guarded(source))
-        if parcel is None:
-            raise fault or SourceError("no node that has it could be reached")
-        check_items(parcel.items)
-
-        def check(folder: Path) -> str:
-            return fault_of(folder, parcel.items, model.digest)
-
-        own_model = replace(model, source="own")
-        job = Download(own_model, parcel.items, model.digest, sources, check, verifiers)
-        await self._download(pull, job)
-
-    # From the hub
-
-    async def _from_hub(self, pull: _Pull, name: Name) -> None:
-        hub = Hub(self._internet)
-        paths, items = await hub.items(name)
-        check_items(items)
-        key = hashlib.sha256(repr((str(name), items)).encode()).hexdigest()
-        model = Model(str(name), key, "own", (), sum(item.size for item in items), 0.0)
-
-        def check(folder: Path) -> str:
-            return fault_of(folder, items, "")
-
-        await self._download(pull, Download(model, items, key, [hub.source(name, paths)], check))
+    async def _update_from_hub(self, pull: _Pull, name: Name, present: Model) -> None:
+        try:
+            job = await hub_download(Hub(self._internet), name, present, self._threads)
+        except HubError as error:
+            pull.say(f"the present version stays: {error}")
+            return
+        if job is not None:
+            await self._download(pull, job)
+            self._updates.name_older(present, pull.say)
 
     async def _download(self, pull: _Pull, job: Download) -> None:
         try:
@@ -342,22 +302,6 @@ class Puller:
 
 def _new_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
-
-
-class _Guarded:
-    """A node as a source whose errors are `SourceError`, as `Downloader` expects."""
-
-    def __init__(self, source: NodeSource) -> None:
-        self.name = source.name
-        self.patience = source.patience
-        self._source = source
-
-    async def read(self, index: int, start: int, end: int) -> AsyncGenerator[bytes]:
-        try:
-            async for piece in self._source.read(index, start, end):
-                yield piece
-        except (PeerError, aiohttp.ClientError, TimeoutError) as error:
-            raise SourceError(str(error) or "no data was received in time") from None
 
 
 def _write_failure(folder: Path, error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""Updates a model that an Ollama has, as ``ollama pull`` does: the newest version replaces it."""
+"""Updates a model that is present, as ``ollama pull`` does: the newest version replaces it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sollold.models.transfer.ollama_pull import pull_through_peer
 from sollold.models.transfer.pull_progress import PullError, Say
 
 
-class OllamaUpdate:
-    """Updates a model in this machine's Ollama, and then wherever nodes have the same version.
+class ModelUpdates:
+    """Updates a model on this node, and then wherever nodes have the same version, as far as possible.
 
     Otherwise its name would still mean the older version, which has had it longer. Other content under the
     name is left alone.
@@ -30,7 +30,13 @@ class OllamaUpdate:
         self._node = node
         self._name_of = name_of
 
-    async def run(
+    def name_older(self, copy: Model, say: Say) -> None:
+        """Report the other nodes that still have the version ``copy``, which was replaced here."""
+        for node in self._lists.live():
+            if node != self._node and self._has(node, copy):
+                say(f"{self._name_of(node)} still has the older version: delete it there and pull it again")
+
+    async def through_ollama(
         self, pull_here: Callable[[], Awaitable[None]], copy: Model, say: Say, *, insecure: bool
     ) -> None:
         """Update ``copy``, which this machine's Ollama has and ``pull_here`` lets it pull.
@@ -47,8 +53,9 @@ class OllamaUpdate:
         await self._lists.refresh(self._node)
         if self._has(self._node, copy):
             return
-        others = [node for node in self._lists.live() if self._has(node, copy)]
+        others = [node for node in self._lists.live() if "ollama" in self._sources(node, copy)]
         await asyncio.gather(*(self._update_at(node, copy, say, insecure) for node in others))
+        self.name_older(copy, say)
 
     async def _update_at(self, node: str, copy: Model, say: Say, insecure: bool) -> None:
         name = self._name_of(node)
@@ -58,13 +65,10 @@ class OllamaUpdate:
             more.pop("digest", None)
             say(f"{name}: {status}", **more)
 
-        if "ollama" not in self._sources(node, copy):
-            say(f"{name} still has the older version: delete it there and pull it again")
-            return
         try:
             await pull_through_peer(self._calls, node, copy.name, say_there, insecure=insecure)
         except PullError as error:
-            say(f"{name} still has the older version: {error}")
+            say(f"{name} could not update it: {error}")
         await self._lists.refresh(node)
 
     def _has(self, node: str, copy: Model) -> bool:

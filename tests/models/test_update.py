@@ -1,4 +1,4 @@
-"""A pull of a model that an Ollama has updates it, here and where nodes have the same version."""
+"""A pull of a model that is present updates it, here and where nodes have the same version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from sollold.engines.ollama.created_models import CreatedModels
 from sollold.engines.ollama.service import LocalOllama
 from sollold.models.model import Model
 from tests.doubles import until
-from tests.models.pulling import Node, ThreeNodes, big
+from tests.models.hub_double import HubDouble
+from tests.models.pulling import Node, ThreeNodes, big, sole
 from tests.models.stores import OllamaStore
 from tests.ollama_standin import Known, Standin
 
@@ -155,5 +156,35 @@ async def test_a_node_whose_copy_stays_older_is_named(
     registry.version = 2
     statuses = [line["status"] for line in await a.pull(NAME)]
     assert statuses[-1] == "success"
-    assert any(status.startswith("node b still has the older version: ") for status in statuses)
+    assert any(status.startswith("node b could not update it: ") for status in statuses)
     assert "node c still has the older version: delete it there and pull it again" in statuses
+
+
+HUB_NAME = "hf.co/org/Tiny-GGUF:Q4_K_M"
+
+
+async def test_a_newer_version_on_the_hub_replaces_the_pulled_one(three: ThreeNodes, tmp_path: Path) -> None:
+    a, b, _ = three.nodes
+    first, second = (big(tmp_path / f"{seed}.gguf", seed=seed).read_bytes() for seed in (1, 2))
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q4_K_M.gguf": first})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await three.start()
+        await a.pull(HUB_NAME)
+        await b.library.lists.refresh("a")
+        await b.pull(HUB_NAME)
+        await a.library.lists.refresh("b")
+        requests = len(hub.ranges)
+        assert [line["status"] for line in await a.pull(HUB_NAME)] == ["pulling manifest", "success"]
+        assert len(hub.ranges) == requests
+        hub.files["Tiny-Q4_K_M.gguf"] = second
+        statuses = [line["status"] for line in await a.pull(HUB_NAME)]
+        assert "node b still has the older version: delete it there and pull it again" in statuses
+        assert sole(a.catalogue.own).read_bytes() == second
+        (model,) = a.catalogue.models
+        assert model.name == HUB_NAME
+    finally:
+        await hub.close()
+    statuses = [line["status"] for line in await a.pull(HUB_NAME)]
+    assert statuses[1].startswith("the present version stays: ")
+    assert statuses[-1] == "success"
