@@ -5,6 +5,9 @@ request starts at its priority (1 to 10) and rises by one level every `STEP` sec
 requests can overtake it only for a bounded time, so none starves. Within a level the client with the fewest
 requests in the engine comes first, then the one served longest ago, then the oldest request. In a full queue
 the client with the most requests gives up its last one to a client with fewer.
+
+Of the requests with which an engine has crashed, only one at a time is in the engine without an answer, so
+that another crash shows its cause.
 """
 
 from __future__ import annotations
@@ -27,12 +30,16 @@ _MAX_RETRY_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A queued request. ``arrival``: on this node's clock, minus the time that it waited elsewhere."""
+    """A queued request. ``arrival``: on this node's clock, minus the time that it waited elsewhere.
+
+    ``suspect``: as in `sollold.serving.protocol.EngineRequest`.
+    """
 
     id: str
     priority: int
     client: str
     arrival: float
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ class FairQueue:
         self._last_served: dict[str, int] = {}
         self._served = 0
         self._service = 0.0
+        self._suspect = ""
+        """The suspect in the engine that is not answered yet; empty: none."""
 
     @property
     def active(self) -> int:
@@ -103,11 +112,20 @@ class FairQueue:
         entry = self._running.pop(id, None)
         if entry is None:
             return ()
+        if id == self._suspect:
+            self._suspect = ""
         client, started = entry
         seconds = now - started
         self._service = seconds if self._service == 0.0 else 0.8 * self._service + 0.2 * seconds
         self._client_running[client] -= 1
         self._forget_client(client)
+        return self._admit(now)
+
+    def answered(self, id: str, now: float) -> tuple[str, ...]:
+        """Note that the engine answers a request. Return the ids admitted now."""
+        if id != self._suspect:
+            return ()
+        self._suspect = ""
         return self._admit(now)
 
     def resize(self, slots: int, now: float) -> tuple[str, ...]:
@@ -136,9 +154,12 @@ class FairQueue:
     def _admit(self, now: float) -> tuple[str, ...]:
         admitted = []
         while self._waiting and len(self._running) < self._slots:
-            ticket = next(iter(self._waiting.values()))
-            if len(self._waiting) > 1:
-                ticket = min(self._waiting.values(), key=lambda ticket: self._rank(ticket, now))
+            allowed = [t for t in self._waiting.values() if not (self._suspect and t.suspect)]
+            if not allowed:
+                break
+            ticket = min(allowed, key=lambda ticket: self._rank(ticket, now))
+            if ticket.suspect:
+                self._suspect = ticket.id
             del self._waiting[ticket.id]
             self._running[ticket.id] = (ticket.client, now)
             self._client_running[ticket.client] += 1
@@ -214,7 +235,14 @@ class AdmissionQueue:
         self._wake(self._admission.resize(slots, asyncio.get_running_loop().time()))
 
     async def enter(
-        self, id: str, priority: int, client: str, age: float, on_position: Callable[[int], None]
+        self,
+        id: str,
+        priority: int,
+        client: str,
+        age: float,
+        on_position: Callable[[int], None],
+        *,
+        suspect: bool = False,
     ) -> None:
         """Wait for a slot. `leave` must be called in any case, even after a cancellation.
 
@@ -227,7 +255,7 @@ class AdmissionQueue:
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        ticket = Ticket(id, priority, client, now - age)
+        ticket = Ticket(id, priority, client, now - age, suspect)
         admitted = self._admission.offer(ticket, now)
         if isinstance(admitted, Full):
             self._displace(self._admission.displaced_by(ticket, now), QueueFull(admitted.retry_after))
@@ -256,6 +284,10 @@ class AdmissionQueue:
         # Mark it as retrieved: its waiter may be gone.
         waiter[0].exception()
         self.leave(id)
+
+    def answered(self, id: str) -> None:
+        """Note that the engine answers a request."""
+        self._wake(self._admission.answered(id, asyncio.get_running_loop().time()))
 
     def leave(self, id: str) -> None:
         """Remove a request that is done or was abandoned by its caller. Unknown ids are ignored."""

@@ -117,6 +117,8 @@ class Attempts:
             router.ended(candidate.key, is_callers_fault(refusal))
             # A crash while loading is caused by the model, not by the request.
             if candidate.endpoint.loaded and runner_crashed(refusal.message):
+                if not self.is_cause(stream):
+                    raise StreamError(ErrorKind.ENGINE, refusal.message, taken=True, suspect=True)
                 self.deaths.add_crash(refusal.message)
                 self.deaths.check()
             raise _engine_exception(refusal, candidate.engine)
@@ -142,8 +144,13 @@ class Attempts:
             deadline=remaining,
             keep_alive=ask.keep_alive,
             bypass_queue=bypass_queue or call.path in BYPASS_PATHS,
+            suspect=self.deaths.suspect,
             trace=tracing.traceparent(),
         )
+
+    def is_cause(self, stream: Stream) -> bool:
+        """Whether the request must be the cause of a crash of the Ollama's runner that ``stream`` reports."""
+        return self.deaths.suspect or stream.head is None or stream.head.alone
 
     def _client(self) -> str:
         """The caller's identity in the queue of an endpoint, which has requests from all nodes."""

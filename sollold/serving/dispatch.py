@@ -151,7 +151,7 @@ class Dispatcher:
             search.lost = True
             # Of small requests only the caller's own can be the cause, and only of a crash.
             own = call is self._ask.calls.get(candidate.engine)
-            if call.path not in BYPASS_PATHS or (own and error.crashed):
+            if call.path not in BYPASS_PATHS or (own and (error.crashed or error.suspect)):
                 self.attempts.deaths.add(candidate.key, error)
         except EndpointRefusal as refusal:
             search.tried.add(candidate.key)

@@ -27,7 +27,7 @@ from sollold.serving.counters import Counters
 from sollold.serving.engine_client import EngineClient
 from sollold.serving.engine_slots import work_of_slots
 from sollold.serving.engines import EngineHost, Engines
-from sollold.serving.local_stream import Figures, LocalStream, has_crashed
+from sollold.serving.local_stream import Figures, LocalStream, crash_error, has_crashed
 from sollold.serving.peer_handler import PeerRequestHandler
 from sollold.serving.protocol import PATH, EngineRequest, ErrorKind, StreamError
 from sollold.serving.watchdog import IdleDetector, OwnPauses
@@ -80,15 +80,16 @@ class EndpointState:
         """The endpoint's current state; None if it is gone."""
         return self.host.endpoint(self.id)
 
-    def newest_unanswered(self) -> LocalStream | None:
-        """The unanswered request that the engine got last; None if there is none.
+    def suspects(self) -> list[LocalStream]:
+        """The requests of which one would be the cause if the engine crashed now: those without any answer.
 
-        Small requests (`EngineRequest.bypass_queue`) count only if the engine has no others.
+        If an engine has crashed with some of them before, only these. Small requests
+        (`EngineRequest.bypass_queue`) count only if the engine has no others.
         """
         sent = [stream for stream in self.streams if stream.connected]
         sent = [stream for stream in sent if not stream.request.bypass_queue] or sent
         unanswered = [s for s in sent if s.progress is not None and not s.progress.began]
-        return max(unanswered, key=lambda stream: stream.sent_at, default=None)
+        return [stream for stream in unanswered if stream.request.suspect] or unanswered
 
 
 class EndpointServer:
@@ -221,7 +222,7 @@ class EndpointServer:
             speed=state.speed or endpoint.speed,
             on_speed=partial(self._measured, state),
             on_end=ended,
-            is_newest=lambda stream: stream is state.newest_unanswered(),
+            suspects=state.suspects,
         )
         state.streams.add(stream)
         self._work.set()
@@ -267,11 +268,11 @@ class EndpointServer:
             reason = endpoint.reason if endpoint is not None else ""
             failed = endpoint is not None and endpoint.state is State.FAILED
             kind = ErrorKind.ENGINE if failed else ErrorKind.MOVED
-            blamed = state.newest_unanswered() if endpoint is not None and has_crashed(endpoint) else None
+            suspects = state.suspects() if endpoint is not None and has_crashed(endpoint) else []
             message = f"the engine was ended{f': {reason}' if reason else ''}"
             forced = endpoint is not None and endpoint.forced
             for stream in tuple(state.streams):
-                stream.abort(StreamError(kind, message, crashed=stream is blamed, forced=forced))
+                stream.abort(crash_error(StreamError(kind, message, forced=forced), stream, suspects))
             if endpoint is None and not state.streams:
                 del self._states[id]
 

@@ -1,7 +1,9 @@
 """Detects requests that make engines die, and stops trying them on more engines.
 
-A crash with the request in the engine is proof at once: this node then refuses the same request for a while.
-If engines only ended, it takes several in a row; the request then fails, but is not remembered.
+A crash while the engine had no other request without an answer is proof at once: this node then refuses the
+same request for a while. If there were several, each is a suspect and is tried again apart from the others;
+the one with which another engine crashes is the cause. If engines only ended, it takes several in a row; the
+request then fails, but is not remembered.
 """
 
 from __future__ import annotations
@@ -99,12 +101,17 @@ class _Death:
 
 
 class EngineDeaths:
-    """The engines that died with one request."""
+    """The engines that died with one request.
+
+    Attributes:
+        suspect: whether an engine crashed with this and other requests, none of them answered.
+    """
 
     def __init__(self, ask: Ask, quarantine: Quarantine, view: View) -> None:
         self._ask = ask
         self._quarantine = quarantine
         self._view = view
+        self.suspect = False
         self._deaths: list[_Death] = []
         """Deaths since the last delivery of events."""
         self._crashed_engine = False
@@ -114,6 +121,7 @@ class EngineDeaths:
         """Add an attempt at ``endpoint`` that ended with ``error``."""
         if error.crashed:
             self.add_crash(error.message)
+        self.suspect |= error.suspect
         if error.taken:
             # A stream would have delivered an event if all had been well. Otherwise only a crash counts.
             counts = self._ask.stream or self._ask.embedding
@@ -128,15 +136,18 @@ class EngineDeaths:
     def delivered(self) -> None:
         """Note that events were delivered, so that earlier deaths no longer count against the request."""
         self._deaths.clear()
+        self.suspect = False
 
     def check(self) -> None:
-        """Refuse the request if it crashed an engine, or if too many engines ended with it.
+        """Refuse the request if it (or an equal one) crashed an engine, or if too many engines ended with it.
 
         Raises:
             Refusal: BAD_REQUEST, INTERRUPTED.
         """
         if self._crashed_engine:
             raise _crashed_refusal(f"it is refused for {seconds_text(PERIOD)}")
+        if self.suspect:
+            self._quarantine.check(self._ask, asyncio.get_running_loop().time())
         for death in self._deaths:
             death.counts = death.counts or self._crashed(death.endpoint)
         counted = [death for death in self._deaths if death.counts]

@@ -305,7 +305,7 @@ class RequestExecutor:
 
         try:
             if reader.error:
-                raise self._engine_error(reader)
+                raise self._engine_error(reader, attempt)
             if not await attempt.stream.pour(read):
                 return False
             events = reader.finish()
@@ -314,7 +314,7 @@ class RequestExecutor:
             if events and not receive(events):
                 return False
             if reader.error:
-                raise self._engine_error(reader)
+                raise self._engine_error(reader, attempt)
             if not reader.whole and (events := self._cut_short(attempt, continuation)):
                 receive(events)
             await self._done(attempt)
@@ -359,14 +359,16 @@ class RequestExecutor:
             self._fault_at = 0.0
         return now
 
-    def _engine_error(self, reader: EventReader) -> Exception:
+    def _engine_error(self, reader: EventReader, attempt: Attempt) -> Exception:
         """Return the exception for an error in the stream: a fault to recover from, or the caller's error."""
         refusal = engine_refusal(stream_status(reader.error), reader.error)
         self._engine_errors += 1
         if is_callers_fault(refusal) or self._engine_errors > _MAX_ENGINE_ERRORS:
             return refusal
         crashed = not reader.delivered and runner_crashed(refusal.message)
-        return StreamError(ErrorKind.ENGINE, f"the engine failed: {refusal.message}", crashed=crashed)
+        cause = crashed and self._attempts.is_cause(attempt.stream)
+        message = f"the engine failed: {refusal.message}"
+        return StreamError(ErrorKind.ENGINE, message, crashed=cause, suspect=crashed and not cause)
 
     # After a fault.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import isfinite
@@ -51,6 +51,13 @@ def has_crashed(endpoint: Endpoint) -> bool:
     return endpoint.crashed and OUT_OF_MEMORY not in endpoint.reason
 
 
+def crash_error(error: StreamError, stream: LocalStream, suspects: Collection[LocalStream]) -> StreamError:
+    """Return ``error`` for a stream of a crashed engine: a single suspect is the cause of the crash."""
+    if stream not in suspects:
+        return error
+    return replace(error, crashed=len(suspects) == 1, suspect=len(suspects) > 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """An engine's own figures for an answer: tokens per second, tokens, drafted and accepted draft tokens."""
@@ -89,17 +96,15 @@ class LocalStream:
         speed: float,
         on_speed: Callable[[LocalStream, Figures], None],
         on_end: Callable[[LocalStream], None],
-        is_newest: Callable[[LocalStream], bool],
+        suspects: Callable[[], Collection[LocalStream]],
     ) -> None:
         """``stall``, ``begin``, ``speed``: see `RequestProgress`; ``on_speed`` is called with the figures of
-        a complete answer; ``on_end`` is called once; ``is_newest`` tells whether this is the unanswered
-        request that the engine got last."""
+        a complete answer; ``on_end`` is called once; ``suspects`` returns the requests of which one would be
+        the cause if the engine crashed now."""
         self.request = request
         self.head: ResponseHead | None = None
         self.progress: RequestProgress | None = None
         """None until the request is being sent to the engine."""
-        self.sent_at = 0.0
-        """When the request was sent to the engine, on the loop's clock."""
         self.failure = ""
         """Why the stream broke off; empty if it did not."""
         self.alone = True
@@ -117,7 +122,7 @@ class LocalStream:
         self._error: StreamError | None = None
         self._on_speed = on_speed
         self._on_end = on_end
-        self._is_newest = is_newest
+        self._suspects = suspects
         self._ended = False
         self._loop = asyncio.get_running_loop()
         self._stall = stall
@@ -138,7 +143,8 @@ class LocalStream:
         try:
             async with asyncio.timeout(self.request.deadline) if self.request.deadline else nullcontext():
                 waited = await self._wait_for_slot(on_position)
-                self.head = ResponseHead(await self._send(), (self.request.age + waited) * 1000)
+                status = await self._send()
+                self.head = ResponseHead(status, (self.request.age + waited) * 1000, self.alone)
         except TimeoutError:
             await self.close()
             raise StreamError(ErrorKind.DEADLINE, "the deadline passed while the request waited") from None
@@ -153,9 +159,14 @@ class LocalStream:
             in_use = self._host.busy(request.endpoint, request.keep_alive)
             in_use.__enter__()
             self._in_use = in_use
-            if not request.bypass_queue:
+            if not request.bypass_queue or request.suspect:
                 await self._queue.enter(
-                    request.id, request.priority, request.client, request.age, on_position
+                    request.id,
+                    request.priority,
+                    request.client,
+                    request.age,
+                    on_position,
+                    suspect=request.suspect,
                 )
         except LookupError as error:
             raise StreamError(ErrorKind.MOVED, str(error)) from None
@@ -176,8 +187,7 @@ class LocalStream:
         engine = self._host.address(self.request.endpoint)
         if engine is None:
             raise StreamError(ErrorKind.MOVED, "the endpoint no longer exists")
-        self.sent_at = self._loop.time()
-        self.progress = RequestProgress(self.sent_at, self._stall, self._speed, self._begin)
+        self.progress = RequestProgress(self._loop.time(), self._stall, self._speed, self._begin)
         path, headers = self.request.path, _HEADERS | engine.headers
         reused, lost = self._client.take_idle(engine.url), False
         try:
@@ -237,6 +247,8 @@ class LocalStream:
                 # llama-server sends such keep-alives every half minute even if its workers hang. They are
                 # dropped: sollold sends its own keep-alives to nodes and callers.
                 return True
+            if self.request.suspect and not progress.began:
+                self._queue.answered(self.request.id)
             self._previous, self._last = self._last, chunk
             if receive(chunk):
                 progress.forwarded(now())
@@ -302,15 +314,16 @@ class LocalStream:
         if self._connecting is not None and not self._connecting.expired():
             self._connecting.reschedule(self._loop.time())
 
-    async def _broken(self, message: str, taken: bool, suspect: bool) -> StreamError:
+    async def _broken(self, message: str, taken: bool, unanswered: bool) -> StreamError:
         """Return the error for a broken connection; one given to `abort` takes precedence.
 
-        ``suspect``: there is no response to the request yet, so it may have crashed the engine.
+        ``unanswered``: there is no response to the request yet, so it may have crashed the engine.
         """
-        crashed = self._error is None and suspect and self._is_newest(self) and await self._engine_crashed()
+        suspects = self._suspects() if self._error is None and unanswered else ()
+        crashed = self in suspects and await self._engine_crashed()
         error = self._error or StreamError(ErrorKind.ENGINE, message, transport=True, taken=taken)
         self.failure = error.message
-        return replace(error, crashed=True) if crashed else error
+        return crash_error(error, self, suspects) if crashed else error
 
     async def _engine_crashed(self) -> bool:
         """Whether the engine turns out to have crashed within `_CRASH_SECONDS` seconds."""

@@ -95,7 +95,9 @@ class StreamOpening:
         """Whether the request will not have to wait, so that there is no need to look for other endpoints."""
         local = self.candidate.record.node == self._context.view.me.node
         return (
-            local and not self.request.bypass_queue and self._context.server.has_slot(self.request.endpoint)
+            local
+            and not (self.request.bypass_queue or self.request.suspect)
+            and self._context.server.has_slot(self.request.endpoint)
         )
 
     async def open(self) -> Stream:

@@ -49,6 +49,8 @@ class EngineRequest:
         deadline: seconds left; 0: none.
         keep_alive: seconds to keep the model loaded when idle afterwards; negative: forever; None: not set.
         bypass_queue: a small request (such as a token count) that need not wait for a slot.
+        suspect: an engine crashed with this and other unanswered requests; at most one such request at a time
+            is unanswered in an engine.
         trace: `sollold.tracing.traceparent` of the sender; empty: not traced.
     """
 
@@ -63,6 +65,7 @@ class EngineRequest:
     deadline: float = 0.0
     keep_alive: float | None = None
     bypass_queue: bool = False
+    suspect: bool = False
     trace: str = ""
 
 
@@ -94,10 +97,14 @@ async def read_request(raw: bytes) -> EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """The engine's HTTP status, and the time from the request's arrival to its slot, in milliseconds."""
+    """The engine's HTTP status, and the time from the request's arrival to its slot, in milliseconds.
+
+    ``alone``: no other request was in the engine with it.
+    """
 
     status: int
     queue_ms: float = 0.0
+    alone: bool = True
 
 
 class ErrorKind(StrEnum):
@@ -119,8 +126,9 @@ class StreamError(Exception):
 
     ``transport``: the node or the engine could not be reached or the connection broke, which a circuit
     breaker counts. ``taken``: the engine had the request when it failed. ``crashed``: a process of the engine
-    crashed before it produced anything for this request, its newest. ``forced``: the engine was unloaded by
-    force with all its requests, so this request is not retried on another engine.
+    crashed because of this request, for which it had produced nothing; ``suspect``: because of this or
+    another such request. ``forced``: the engine was unloaded by force with all its requests, so this request
+    is not retried on another engine.
     """
 
     kind: ErrorKind
@@ -129,6 +137,7 @@ class StreamError(Exception):
     transport: bool = False
     taken: bool = False
     crashed: bool = False
+    suspect: bool = False
     forced: bool = False
 
     def __post_init__(self) -> None:

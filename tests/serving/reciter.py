@@ -32,9 +32,9 @@ class Reciter:
     error response that breaks off. ``end_after``: events after which every streamed answer ends cleanly,
     without its last events. ``die_after``: events after which the connection is closed, once.
     ``hang_after``: events after which the engine hangs, once. ``poison``: the engine closes the connection of
-    every request that contains this text. ``deaf``: the engine ignores small requests. ``padding``: bytes of
-    comments before each event. ``pings``: send comments while hanging. ``once``: close a connection on its
-    second request.
+    every request that contains this text, once ``fuse`` is set. ``deaf``: the engine ignores small requests.
+    ``padding``: bytes of comments before each event. ``pings``: send comments while hanging. ``once``: close
+    a connection on its second request. ``error_gate``: answers with ``status`` wait for it.
     """
 
     def __init__(self) -> None:
@@ -42,6 +42,10 @@ class Reciter:
         self.die_after: int | None = None
         self.hang_after: int | None = None
         self.poison = ""
+        self.error_gate = asyncio.Event()
+        self.error_gate.set()
+        self.fuse = asyncio.Event()
+        self.fuse.set()
         self.deaths = 0
         self.on_death: Callable[[], None] = lambda: None
         self.deaf = False
@@ -230,14 +234,16 @@ class Reciter:
         body = await request.json()
         self.requests.append((request.path, body, dict(request.headers)))
         if self.poison and self.poison in json.dumps(body):
+            await self.fuse.wait()
             self._die(request)
         if self.cut_error:
             self.cut_error = False
             await self._cut(request, 500)
-        if self.status != 200:
-            error_text = self.error or f"status {self.status}"
-            error = json.dumps({"error": {"message": error_text, "code": self.status}})
-            raise _status(self.status, error)
+        if (status := self.status) != 200:
+            await self.error_gate.wait()
+            error_text = self.error or f"status {status}"
+            error = json.dumps({"error": {"message": error_text, "code": status}})
+            raise _status(status, error)
         if self.context and self.prompt >= self.context:
             message = (
                 f"request ({self.prompt} tokens) exceeds the available context size "

@@ -127,6 +127,19 @@ def test_request_that_waited_elsewhere_keeps_its_place() -> None:
     assert queue.order(9.0) == ["moved", "here"]
 
 
+def test_one_suspect_at_a_time_is_unanswered() -> None:
+    queue = FairQueue(3, 100)
+    for id in ("s1", "s2", "s3"):
+        queue.offer(Ticket(id, 5, "a", 0.0, suspect=True), 0.0)
+    assert (queue.active, queue.waiting) == (1, 2)
+    assert queue.offer(Ticket("other", 5, "b", 0.0), 0.0) == ("other",)
+    assert queue.answered("other", 1.0) == ()
+    assert queue.answered("s1", 1.0) == ("s2",)
+    assert queue.answered("s1", 1.0) == ()
+    assert queue.leave("s1", 1.0) == ()
+    assert queue.leave("s2", 1.0) == ("s3",)
+
+
 def test_a_full_queue_estimates_when_to_retry() -> None:
     queue = FairQueue(1, 2)
     queue.offer(Ticket("a", 5, "x", 0.0), 0.0)

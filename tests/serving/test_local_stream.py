@@ -92,7 +92,7 @@ def local_stream(
         speed=0.0,
         on_speed=lambda stream, figures: None,
         on_end=on_end,
-        is_newest=lambda stream: True,
+        suspects=lambda: (),
     )
 
 

@@ -19,8 +19,8 @@ from sollold.models.gguf import demo_model
 from sollold.serving.admission import AdmissionQueue
 from sollold.serving.endpoint_server import EndpointState
 from sollold.serving.engine_deaths import PERIOD, Quarantine
-from sollold.serving.local_stream import LocalStream
-from sollold.serving.protocol import EngineRequest
+from sollold.serving.local_stream import LocalStream, crash_error
+from sollold.serving.protocol import EngineRequest, ErrorKind, StreamError
 from sollold.serving.request import Answer, Call, Engine
 from sollold.serving.watchdog import RequestProgress
 from tests.api.direct_service import LlamaServer
@@ -81,56 +81,94 @@ async def test_a_token_count_that_crashes_an_engine_is_not_retried(cluster: Clus
 
 
 @pytest.mark.parametrize(
-    ("paths", "blamed"),
+    ("paths", "suspects"),
     [
-        (("/v1/chat/completions", "/v1/chat/completions", "/tokenize"), 1),
-        (("/tokenize", "/tokenize"), 1),
-        (("answered", "/tokenize"), None),
-        (("answered", "/v1/chat/completions"), 1),
-        (("/v1/chat/completions", "connecting"), 0),
+        (("/v1/chat/completions", "/v1/chat/completions", "/tokenize"), {0, 1}),
+        (("/tokenize", "/tokenize"), {0, 1}),
+        (("answered", "/tokenize"), set()),
+        (("answered", "/v1/chat/completions"), {1}),
+        (("/v1/chat/completions", "connecting"), {0}),
+        (("/v1/chat/completions", "suspect"), {1}),
     ],
 )
-async def test_a_crash_is_blamed_on_the_newest_request_that_may_be_its_cause(
-    paths: tuple[str, ...], blamed: int | None
+async def test_the_suspects_of_a_crash_are_the_requests_without_an_answer(
+    paths: tuple[str, ...], suspects: set[int]
 ) -> None:
-    """The streams with these paths were sent one after another.
-
-    ``answered`` has been answered in part, ``connecting`` was admitted after the crash.
-    """
+    """``answered`` has been answered in part, ``connecting`` was admitted after the crash, ``suspect`` was
+    in an engine that crashed before."""
     queue = AdmissionQueue(4, 4)
     state = EndpointState("d", cast(Any, None), queue)
     streams = []
-    for sent, path in enumerate(paths):
-        request = EngineRequest("r", "d", path, b"{}", bypass_queue=path == "/tokenize")
+    for path in paths:
+        request = EngineRequest(
+            "r", "d", path, b"{}", bypass_queue=path == "/tokenize", suspect=path == "suspect"
+        )
         stream = LocalStream(
             request, queue, cast(Any, None), cast(Any, None), stall=0.0, speed=0.0,
             on_speed=lambda stream, figures: None,
             on_end=lambda stream: None,
-            is_newest=lambda stream: True,
+            suspects=state.suspects,
         )  # fmt: skip
-        stream.sent_at, stream.progress = float(sent), RequestProgress(0.0, 0.0, 0.0)
+        stream.progress = RequestProgress(0.0, 0.0, 0.0)
         stream.progress.began = path == "answered"
         if path != "connecting":
             stream._connection = HttpConnection("engine")
         streams.append(stream)
     state.streams = set(streams)
-    assert state.newest_unanswered() is (None if blamed is None else streams[blamed])
+    assert {streams.index(stream) for stream in state.suspects()} == suspects
+    for stream in streams:
+        error = crash_error(StreamError(ErrorKind.ENGINE, "it crashed"), stream, state.suspects())
+        found = streams.index(stream) in suspects
+        assert (error.crashed, error.suspect) == (found and len(suspects) == 1, found and len(suspects) > 1)
 
 
-async def test_other_requests_of_a_crashed_engine_are_answered_elsewhere(cluster: Cluster) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("deadly_first", [True, False])
+async def test_of_several_requests_only_the_cause_of_a_crash_is_refused(
+    cluster: Cluster, deadly_first: bool, stream: bool
+) -> None:
+    """Each is tried again apart from the others, so that a second crash shows which one it was."""
     a, first, second = await three_nodes(cluster)
-    first.gate.clear()
-    second.gate.clear()
-    waiting = [asyncio.create_task(fetch(a, id=f"good{n}")) for n in range(4)]
-    await until(lambda: first.running + second.running == 4)
-    with pytest.raises(Refusal) as refused:
-        await fetch(a, grammar="deadly")
-    assert refused.value.status == 422
+    d, third = await cluster.node("d"), await cluster.reciter()
+    for reciter in (first, second):
+        reciter.gate.clear()
+        reciter.fuse.clear()
+    tasks: list[asyncio.Task[list[dict[str, Any]]]] = []
+    for n in range(6):
+        more = {"grammar": "deadly"} if n == (0 if deadly_first else 5) else {}
+        tasks.append(asyncio.create_task(fetch(a, stream=stream, id=f"r{n}", **more)))
+        await until(lambda: len(first.requests) + len(second.requests) == len(tasks))
+    d.engines.serve("d3", third, slots=8)
     for reciter in (first, second):
         reciter.gate.set()
-    for answer in await asyncio.gather(*waiting):
-        assert text_of(answer) == TEXT
-    assert first.deaths + second.deaths == 1
+        reciter.fuse.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    refusal = results.pop(0 if deadly_first else 5)
+    assert isinstance(refusal, Refusal) and refusal.status == 422
+    for result in results:
+        assert not isinstance(result, BaseException), result
+        assert stream is False or text_of(result) == TEXT
+    assert first.deaths + second.deaths + third.deaths <= 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_requests_of_a_crashed_runner_are_not_all_blamed(cluster: Cluster, stream: bool) -> None:
+    """An Ollama reports the crash of its runner to all requests in it."""
+    a, engine = await cluster.node("a"), await cluster.reciter()
+    a.engines.serve("ollama:m", engine, backend=Backend.OLLAMA, loaded=True, slots=4)
+    device = Device("CPU", Kind.CPU, "cpu", 100, 100, 100, 0, 100)
+    a.view.update_me(devices=(device,))
+    engine.status, engine.error = 500, CRASH
+    engine.error_gate.clear()
+    tasks = [
+        asyncio.create_task(fetch(a, "ollama", stream=stream, id=f"r{n}", options={"top_k": n + 1}))
+        for n in range(3)
+    ]
+    await until(lambda: len(engine.requests) == 3)
+    engine.status = 200
+    engine.error_gate.set()
+    await asyncio.gather(*tasks)
+    assert len(engine.requests) == 6
 
 
 async def test_a_crash_for_lack_of_memory_is_not_blamed_on_the_request(cluster: Cluster) -> None:
