@@ -162,9 +162,10 @@ class Activity:
 
 # Each pattern begins with its quotation mark and looks behind afterwards, so that the search can skip from
 # one mark to the next.
-_GENERATED = re.compile(rb'"(?<!\\")(?:predicted_n|completion_tokens|eval_count|output_tokens)":\s*(\d{1,9})')
-_PROMPT = re.compile(rb'"(?<!\\")(?:prompt_tokens|prompt_eval_count|input_tokens)":\s*(\d{1,9})')
+_GENERATED = re.compile(rb'"(?<!\\")(?:predicted_n|completion_tokens|eval_count)":\s*(\d{1,9})')
+_PROMPT = re.compile(rb'"(?<!\\")(?:prompt_tokens|prompt_eval_count)":\s*(\d{1,9})')
 _PROMPT_READ = re.compile(rb'"(?<!\\")(?:prompt_n|cache_n)":\s*(\d{1,9})')
+_GENERATION = re.compile(rb'"(?<!\\")(?:predicted_ms|(eval_duration))":\s*(\d{1,18}(?:\.\d{1,9})?)')
 _TAIL_BYTES = 4096
 """Bytes at the end of a response that contain its token counts."""
 
@@ -184,3 +185,12 @@ def token_counts(*events: bytes) -> tuple[int, int] | None:
     if not generated and not prompt:
         return None
     return int(prompt[-1]) if prompt else 0, int(generated[-1]) if generated else 0
+
+
+def generation_seconds(answer: bytes) -> float | None:
+    """Return how long an engine generated the text of a whole answer; None if the answer does not say it."""
+    found = _GENERATION.findall(answer[-_TAIL_BYTES:])
+    if not found:
+        return None
+    nanoseconds, duration = found[-1]
+    return float(duration) / (1e9 if nanoseconds else 1e3)

@@ -19,7 +19,7 @@ from sollold.control.history import HistoryRequest, NodeHistory, bounded_request
 from sollold.control.monitor import Monitor
 from sollold.errors import Fault, Refusal
 from sollold.machine.gpus import GpuLoad
-from sollold.serving.request import Ask
+from sollold.serving.request import Ask, Engine
 from tests.api.api_parts import (
     CHAT,
     PlainCluster,
@@ -228,6 +228,50 @@ async def test_active_and_recent_requests(serve: Serve, http: ClientSession) -> 
     assert f"sollold_prompt_tokens_total{{{labels}}} 7.0" in text
     assert f"sollold_time_to_first_token_seconds_count{{{labels}}} 1.0" in text
     assert 'sollold_requests_total{model="",outcome="error",route="/api/chat"} 1.0' in text
+
+
+async def test_an_answer_in_one_piece_has_its_engines_times(serve: Serve, http: ClientSession) -> None:
+    answer = {
+        **chunk("the whole answer"),
+        "timings": {"prompt_n": 7, "predicted_n": 20, "predicted_ms": 50.0},
+    }
+    services = parts(ScriptedService(0.1, answer))
+    url = await serve(services)
+    async with http.post(f"{url}/v1/chat/completions", json=CHAT) as response:
+        await response.read()
+    (request,) = (await get(http, f"{url}/api/cluster/requests"))["recent"]
+    assert request["seconds"] - request["first_token_seconds"] == pytest.approx(0.05, abs=0.01)
+    assert request["tokens_per_second"] == pytest.approx(19 / 0.05, rel=0.2)
+    assert services.monitor.activity.tokens == 20 and services.monitor.activity.first_token_count == 1
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+@pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings", "/v1/embeddings", "/api/batch/embed"])
+async def test_embeddings_are_counted(serve: Serve, http: ClientSession, path: str, engine: Engine) -> None:
+    answers: dict[Engine, Any] = {
+        Engine.LLAMA: {"data": [{"embedding": [1.0], "index": 0}], "usage": {"prompt_tokens": 4}},
+        Engine.OLLAMA: {"embeddings": [[1.0]], "embedding": [1.0], "prompt_eval_count": 4},
+    }
+    services = parts(ScriptedService(answers[engine], engine=engine))
+    url = await serve(services)
+    body = {"model": "demo", "input": ["hi"], "prompt": "hi"}
+    async with http.post(url + path, json=body) as answer:
+        assert answer.status in (200, 202)
+        await answer.read()
+    await until(lambda: services.monitor.activity.finished)
+    (request,) = (await get(http, f"{url}/api/cluster/requests"))["recent"]
+    wanted = {"path": path, "outcome": "ok", "prompt_tokens": 4, "tokens": 0, "first_token_seconds": None}
+    assert {name: request[name] for name in wanted} == wanted
+    assert services.monitor.activity.tokens == 0, "nothing was generated"
+
+
+async def test_counting_a_prompts_tokens_reads_no_prompt(serve: Serve, http: ClientSession) -> None:
+    services = parts(ScriptedService({"input_tokens": 8}))
+    url = await serve(services)
+    async with http.post(f"{url}/v1/messages/count_tokens", json=CHAT) as answer:
+        assert await answer.json() == {"input_tokens": 8}
+    (request,) = services.monitor.activity.recent
+    assert (request.outcome, request.prompt_tokens, request.tokens, request.first_token) == ("ok", 0, 0, -1.0)
 
 
 async def test_a_client_that_disconnects_is_a_cancelled_request(serve: Serve, http: ClientSession) -> None:

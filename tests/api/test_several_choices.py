@@ -11,6 +11,7 @@ from aiohttp import ClientSession
 from sollold.serving.request import Engine
 from tests.api.api_parts import BODIES, ScriptedService, call_of, chunk, model, parts
 from tests.api.conftest import Serve
+from tests.doubles import until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -53,14 +54,17 @@ async def test_usage_of_all_choices_is_sent_once_and_last(
     http: ClientSession,
 ) -> None:
     ends = chat_ends if path == CHAT else text_ends
-    service = ScriptedService(*ends(1, usage_of(8, 2, 4)), *ends(0, usage_of(8, 5, 3)))
-    url = await serve(parts(service))
+    services = parts(ScriptedService(*ends(1, usage_of(8, 2, 4)), *ends(0, usage_of(8, 5, 3))))
+    url = await serve(services)
     body = {"model": "demo", "stream": True, **fields}
     if counted:
         body["stream_options"] = {"include_usage": True}
     async with http.post(url + path, json=body) as answer:
         lines = (await answer.read()).decode().split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
+    await until(lambda: services.monitor.activity.finished)
+    (recorded,) = services.monitor.activity.recent
+    assert (recorded.prompt_tokens, recorded.tokens) == (prompt, 7)
     events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
     ended = [event["choices"][0]["index"] for event in events if event["choices"]]
     assert ended == [1, 0] and {event["model"] for event in events} == {"demo"}

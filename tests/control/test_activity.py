@@ -12,6 +12,7 @@ from sollold.control.activity import (
     Activity,
     FinishedRequest,
     Histogram,
+    generation_seconds,
     token_counts,
 )
 
@@ -53,6 +54,12 @@ def done(**changes: Any) -> FinishedRequest:
 )
 def test_token_counts_at_the_end_of_an_answer(raw: bytes, account: tuple[int, int] | None) -> None:
     assert token_counts(raw) == account
+
+
+def test_generation_time_at_the_end_of_an_answer() -> None:
+    assert generation_seconds(b'{"timings":{"prompt_ms":1.0,"predicted_n":20,"predicted_ms":5.5}}') == 0.0055
+    assert generation_seconds(b'{"done":true,"eval_count":6,"eval_duration":2500000000}') == 2.5
+    assert generation_seconds(b'{"usage":{"prompt_tokens":9},"data":[]}') is None
 
 
 def test_counts_by_route_and_model() -> None:

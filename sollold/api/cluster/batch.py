@@ -19,6 +19,8 @@ from sollold.api.engine.fields import refuse_reranker, require_model
 from sollold.api.http.access import ACCESS, Client, client_of
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of
+from sollold.api.http.inflight import InflightRequests
+from sollold.api.http.request_log import REQUEST_LOG
 from sollold.api.http.response import json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
@@ -67,8 +69,9 @@ def job_object(job: Job) -> dict[str, Any]:
 class BatchRoutes:
     """The handlers of ``/api/batch``."""
 
-    def __init__(self, services: AppServices, batches: Batches) -> None:
+    def __init__(self, services: AppServices, batches: Batches, inflight: InflightRequests) -> None:
         self._services = services
+        self._inflight = inflight
         self._batches = batches
         self._embedder = Embedder(services.service)
 
@@ -116,16 +119,20 @@ class BatchRoutes:
         # The deadline is the whole job's, which may take long, so each request looks the model up again.
         ask = replace(ask, deadline=0.0, resolved=None)
         numbers = itertools.count()
-        client, access = client_of(request), request.app[ACCESS]
+        client, access, path = client_of(request), request.app[ACCESS], request.path
+        requests = request.app[REQUEST_LOG]
 
         async def embed(piece: Sequence[str]) -> list[list[float]]:
             if client.key is not None and not client.local and not access.valid(client.key):
                 raise BatchEnded("the API key was revoked or has expired during this batch")
             piece_ask = replace(ask, id=f"{ask.id}-{next(numbers)}")
             native = {"model": model.name, "input": list(piece), "truncate": truncate}
+            live = self._inflight.begin(piece_ask, path)
             embedded = await self._embedder.embed(
-                piece_ask, model, piece, Call("/api/embed", native), truncate=truncate
+                piece_ask, model, piece, Call("/api/embed", native), live, truncate=truncate
             )
+            # Pieces that fail are tried again, or are errors of the batch.
+            requests.count_tokens(client.key, self._inflight.count(live))
             return [shortened(vector, dimensions) for vector in embedded.decoded()]
 
         job = self._batches.submit(model.name, texts, embed, caller.client, caller.deadline)

@@ -13,6 +13,7 @@ import msgspec
 from sollold.api.engine.calls import calls_for
 from sollold.api.engine.fields import refuse_reranker
 from sollold.api.engine.truncate import TruncatingService
+from sollold.api.http.inflight import InflightRequest
 from sollold.api.http.response import ask_whole
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -66,11 +67,13 @@ class Embedder:
         model: Model,
         texts: Sequence[str],
         native: Call,
+        live: InflightRequest,
         *,
         normalize: bool = True,
         truncate: bool = True,
     ) -> Embedded:
         """Embed ``texts``. ``ask``: the request without its calls. ``native``: the call to an Ollama.
+        ``live``: records the progress of the caller's request.
 
         ``truncate``: cut texts that are too long to what the engine accepts.
 
@@ -80,7 +83,7 @@ class Embedder:
         refuse_reranker(model)
         check_count(texts)
         if len(texts) <= _MAX_PIECE:
-            return await self._piece(ask, model, texts, native, normalize, truncate)
+            return await self._piece(ask, model, texts, native, live, normalize, truncate)
         # Piece by piece: parsing thousands of vectors at once would block the loop for too long.
         loop = asyncio.get_running_loop()
         started, results = loop.time(), []
@@ -89,17 +92,24 @@ class Embedder:
             remaining = max(0.001, ask.deadline - (loop.time() - started)) if ask.deadline > 0 else 0.0
             piece_ask = replace(ask, id=f"{ask.id}-{begin}", deadline=remaining)
             call = Call(native.path, {**native.body, "input": list(piece)})
-            results.append(await self._piece(piece_ask, model, piece, call, normalize, truncate))
+            results.append(await self._piece(piece_ask, model, piece, call, live, normalize, truncate))
         return _joined(results)
 
     async def _piece(
-        self, ask: Ask, model: Model, texts: Sequence[str], native: Call, normalize: bool, truncate: bool
+        self,
+        ask: Ask,
+        model: Model,
+        texts: Sequence[str],
+        native: Call,
+        live: InflightRequest,
+        normalize: bool,
+        truncate: bool,
     ) -> Embedded:
         llama = _call(model, texts, normalize=normalize)
         calls = calls_for(model, llama=lambda: llama, ollama=native, operation="embedding")
         service = TruncatingService(self._service) if truncate else self._service
         try:
-            raw, routing = await ask_whole(service, replace(ask, calls=calls))
+            raw, routing = await ask_whole(service, replace(ask, calls=calls), live)
         except Refusal as refusal:
             if truncate or (limit := longest_input(refusal.message)) is None:
                 raise
@@ -107,11 +117,15 @@ class Embedder:
             message = f"the input length exceeds the context length: context size ({limit} tokens)"
             raise Refusal(refusal.fault, message, status=refusal.status) from None
         if routing.engine is Engine.OLLAMA:
-            return Embedded([], 0, routing, _read_native(raw))
+            answer = _read_native(raw)
+            read = answer.get("prompt_eval_count")
+            live.prompt_tokens += read if isinstance(read, int) else 0
+            return Embedded([], 0, routing, answer)
         if len(raw) < _MAX_ON_LOOP_BYTES:
             vectors, tokens = _read(raw, normalize)
         else:
             vectors, tokens = await asyncio.to_thread(_read, raw, normalize)
+        live.prompt_tokens += tokens
         if len(vectors) != len(texts):
             raise Refusal(Fault.ENGINE, f"the engine gave {len(vectors)} embeddings for {len(texts)} texts")
         return Embedded(vectors, tokens, routing)

@@ -79,7 +79,7 @@ def all_routes(
     if services.admission is not None:
         rows += AdmissionRoutes(services.admission).routes()
     rows += KeyRoutes(services).routes()
-    rows += BatchRoutes(services, batches).routes()
+    rows += BatchRoutes(services, batches, context.inflight).routes()
     rows += metrics.routes()
     rows.append(DescriptionRoute(rows).route())
     return rows

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import field
 from typing import Any
 
-from sollold.control.activity import TOKEN_BUCKETS, Activity, FinishedRequest, token_counts
+from sollold.control.activity import (
+    TOKEN_BUCKETS,
+    Activity,
+    FinishedRequest,
+    generation_seconds,
+    token_counts,
+)
 from sollold.errors import Refusal
 from sollold.facts import dataclass
 from sollold.serving.request import Ask, Routing, Waiting
@@ -36,6 +45,10 @@ class InflightRequest:
     first: float = 0.0
     last: float = 0.0
     tail: tuple[bytes, bytes] = (b"", b"")
+    usages: list[tuple[int, int]] = field(default_factory=list)
+    """Tokens of the prompt and of the answer of each choice that has ended in a stream."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt, if they are not in the engine's last events."""
     gaps: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_BUCKETS) + 1))
 
     def wait(self, waiting: Waiting) -> None:
@@ -48,7 +61,7 @@ class InflightRequest:
         self.routing = routing
 
     def event(self, raw: bytes) -> None:
-        """Record an event of the engine: about a token, or the whole answer."""
+        """Record an event of a stream from the engine: about a token."""
         now = time.monotonic()
         self.activity.tokens += 1
         if self.events:
@@ -59,6 +72,17 @@ class InflightRequest:
         self.events += 1
         self.last = now
         self.tail = self.tail[1], raw
+        if b'"usage"' in raw and (counts := token_counts(raw)) is not None:
+            self.usages.append(counts)
+
+    def whole(self, raw: bytes) -> None:
+        """Record an answer in one piece. If text was generated, the first token came before it."""
+        self.tail = b"", raw
+        self.last = time.monotonic()
+        seconds = generation_seconds(raw)
+        if seconds is not None:
+            self.first = max(self.started, self.last - seconds)
+            self.activity.first(self.first - self.started)
 
     def failed(self, error: BaseException) -> None:
         """Record that it ends with an error, which is reported to the caller."""
@@ -83,10 +107,20 @@ class InflightRequest:
             "events": self.events,
         }
 
+    def _counts(self) -> tuple[int, int]:
+        """Return the number of tokens of the prompt and of the answer."""
+        if len(self.usages) > 1:
+            # Each choice reports the prompt that it shares with the others.
+            asked = next((call.body.get("n") for call in self.ask.calls.values()), None)
+            choices = min(asked, len(self.usages)) if isinstance(asked, int) else 1
+            prompt, generated = map(sum, zip(*self.usages, strict=True))
+            return prompt // max(1, choices), generated
+        counts = token_counts(*self.tail)
+        return counts or (self.prompt_tokens, self.events if self.ask.stream else 0)
+
     def finished(self) -> FinishedRequest:
         """Return the record to keep of it."""
-        counts = token_counts(*self.tail)
-        prompt, generated = counts or (0, self.events if self.ask.stream else 0)
+        prompt, generated = self._counts()
         routing = self.routing
         return FinishedRequest(
             id=self.ask.id,
@@ -99,7 +133,7 @@ class InflightRequest:
             error=self.error[:_MAX_ERROR_CHARACTERS],
             prompt_tokens=prompt,
             tokens=generated,
-            first_token=self.first - self.started if self.events else -1.0,
+            first_token=self.first - self.started if self.first else -1.0,
             seconds=time.monotonic() - self.started,
             queue=routing.queue_ms / 1000 if routing is not None else 0.0,
             load=routing.load_ms / 1000 if routing is not None else 0.0,
@@ -115,21 +149,36 @@ class InflightRequests:
         self.activity.active = self.__len__
         self._all: dict[int, InflightRequest] = {}
 
-    def enter(self, ask: Ask, path: str) -> InflightRequest:
-        """Add a request that begins; it must `leave`."""
-        self.activity.on_begin()
-        entry = InflightRequest(ask, path, self.activity)
+    @contextlib.contextmanager
+    def answering(
+        self, ask: Ask, path: str, ended: Callable[[FinishedRequest], None]
+    ) -> Iterator[InflightRequest]:
+        """List a request for the duration of the block. Then it is counted and passed to ``ended``."""
+        entry = self.begin(ask, path)
         self._all[id(entry)] = entry
-        return entry
+        try:
+            yield entry
+        except (asyncio.CancelledError, ConnectionError):
+            entry.cancelled()
+            raise
+        except Exception as error:
+            entry.failed(error)
+            raise
+        finally:
+            del self._all[id(entry)]
+            ended(self.count(entry))
 
-    def leave(self, entry: InflightRequest) -> FinishedRequest | None:
-        """Remove a request that has ended, in any way; None if it was removed before."""
-        if self._all.pop(id(entry), None) is None:
-            return None
+    def begin(self, ask: Ask, path: str) -> InflightRequest:
+        """Return a new request, which is not listed."""
+        self.activity.on_begin()
+        return InflightRequest(ask, path, self.activity)
+
+    def count(self, entry: InflightRequest) -> FinishedRequest:
+        """Count a request that has ended, in any way."""
         record = entry.finished()
-        # Events were counted as they came; an answer in one piece is counted here.
-        if entry.events == 1 and record.tokens > 1:
-            self.activity.tokens += record.tokens - 1
+        # The tokens of a stream were counted as they came, unless it came in one piece.
+        if entry.events < 2:
+            self.activity.tokens += max(0, record.tokens - entry.events)
         lost = entry.routing.gap_ms / 1000 if entry.routing is not None else 0.0
         self.activity.add_finished(record, entry.gaps, max(0.0, entry.last - entry.first), lost)
         return record

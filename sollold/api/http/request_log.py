@@ -13,6 +13,7 @@ from aiohttp import web
 
 from sollold.api.http.access import client_of, route_of
 from sollold.control.activity import FinishedRequest, Histogram
+from sollold.control.keys import Key
 from sollold.facts import dataclass
 
 log = logging.getLogger("sollold.access")
@@ -74,11 +75,9 @@ class RequestLog:
         """Log a request that has ended; ``started``: monotonic time; ``status`` 499: its caller hung up."""
         client, record = client_of(request), request.get(FINISHED)
         if client.key is not None:
-            usage = self.usage.setdefault(client.key.name, KeyUsage())
-            usage.requests += 1
+            self.usage.setdefault(client.key.name, KeyUsage()).requests += 1
             if record is not None:
-                usage.prompt_tokens += record.prompt_tokens
-                usage.generated_tokens += record.tokens
+                self.count_tokens(client.key, record)
         if not self._is_logged(request, status, record):
             return
         fields: dict[str, object] = {"client": client.address, "key": client.name}
@@ -93,6 +92,13 @@ class RequestLog:
         # Empty values are left out; names with spaces are quoted, so that the line can be split.
         words = [f"{name}={_quoted(value)}" for name, value in fields.items() if value != ""]
         log.info("%s", " ".join(words), extra={**fields, "request": id_})
+
+    def count_tokens(self, key: Key | None, record: FinishedRequest) -> None:
+        """Count the tokens of a request to a model as used by ``key``, if it has one."""
+        if key is not None:
+            usage = self.usage.setdefault(key.name, KeyUsage())
+            usage.prompt_tokens += record.prompt_tokens
+            usage.generated_tokens += record.tokens
 
     def _is_logged(self, request: web.Request, status: int, record: FinishedRequest | None) -> bool:
         if self.mode == "off" or not log.isEnabledFor(logging.INFO):

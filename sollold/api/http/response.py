@@ -8,6 +8,7 @@ in the stream. If the caller hangs up, its handler is cancelled: it leaves the q
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -18,12 +19,13 @@ from aiohttp import web
 
 from sollold.api.http.encoder import Encoder
 from sollold.api.http.errors import Dialect, is_final, refusal_bytes, retry_after, status_of
-from sollold.api.http.inflight import InflightRequests
+from sollold.api.http.inflight import InflightRequest, InflightRequests
 from sollold.api.http.key_watch import LAST_WORDS_SECONDS, revoked
 from sollold.api.http.request_log import FINISHED
 from sollold.api.http.routing_text import WARNING, header_text, routing_headers, waiting_text
 from sollold.cluster.net.pieces import PIECE
 from sollold.cluster.net.pour import Receiver
+from sollold.control.activity import FinishedRequest
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.serving.body_writer import BodyWriter, StreamedResponse
@@ -103,7 +105,7 @@ class Reply:
         self._warnings = warnings
         self._to_stream = ask.stream and gather is None
         self._keepalive = context.keepalive
-        self._live = context.inflight.enter(ask, request.path)
+        self._live: InflightRequest
         self._response: StreamedResponse | None = None
         self._writer: BodyWriter | None = None
         self._written = self._unread_since = time.monotonic()
@@ -120,18 +122,8 @@ class Reply:
             Refusal: nothing has been sent yet.
             CancelledError: the caller hung up.
         """
-        try:
+        with answering(self._request, self._context.inflight, self._ask) as self._live:
             return await self._streamed() if self._to_stream else await self._whole()
-        except (asyncio.CancelledError, ConnectionError):
-            self._live.cancelled()
-            raise
-        except Exception as error:
-            self._live.failed(error)
-            raise
-        finally:
-            record = self._context.inflight.leave(self._live)
-            if record is not None:
-                self._request[FINISHED] = record
 
     async def _open(self) -> Answer:
         answer = await self._service.open(self._ask, self._live.wait)
@@ -319,7 +311,7 @@ class Reply:
                 body = b""
             else:
                 body = await answer.whole()
-                self._live.event(body)
+                self._live.whole(body)
             if len(body) <= PIECE:
                 data = self._encoder.whole(body, answer.routing)
             else:
@@ -351,14 +343,29 @@ class Reply:
 _UNEXPECTED = "internal error; see the node's log"
 
 
-async def ask_whole(service: Service, ask: Ask) -> tuple[bytes, Routing]:
+def answering(
+    request: web.Request, inflight: InflightRequests, ask: Ask
+) -> contextlib.AbstractContextManager[InflightRequest]:
+    """Return a block in which ``request`` is answered: it is counted, and its log line says how it ended."""
+
+    def ended(record: FinishedRequest) -> None:
+        request[FINISHED] = record
+
+    return inflight.answering(ask, request.path, ended)
+
+
+async def ask_whole(service: Service, ask: Ask, live: InflightRequest | None = None) -> tuple[bytes, Routing]:
     """Return the whole body of a request that is not streamed, for a dialect that processes it further.
+
+    ``live``: the caller's request, which records what it waits for.
 
     Raises:
         Refusal: as `Service.open`.
     """
-    answer = await service.open(ask, lambda _: None)
+    answer = await service.open(ask, live.wait if live is not None else lambda _: None)
     try:
+        if live is not None:
+            live.answers(answer.routing)
         return await answer.whole(), answer.routing
     finally:
         await answer.end()

@@ -22,6 +22,7 @@ from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import (
     Reply,
     ResponseContext,
+    answering,
     json_response,
 )
 from sollold.api.http.route import Route
@@ -251,9 +252,10 @@ class OllamaRoutes:
             raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty string has no embedding")
         ask = self._embedding_ask(caller, embed, listed)
         call = Call("/api/embed", typed_body(body, embed))
-        embedded = await self._embedder.embed(
-            ask, listed.model, texts, call, truncate=embed.truncate is not False
-        )
+        with answering(request, self._context.inflight, ask) as live:
+            embedded = await self._embedder.embed(
+                ask, listed.model, texts, call, live, truncate=embed.truncate is not False
+            )
         embedded.routing.warnings += request_warnings(body, embed)
         answer = embedded.native or {
             "model": embed.model,
@@ -275,7 +277,10 @@ class OllamaRoutes:
             return json_response({"embedding": []})
         ask = self._embedding_ask(caller, embed, listed)
         call = Call("/api/embeddings", body)
-        embedded = await self._embedder.embed(ask, listed.model, [embed.prompt], call, normalize=False)
+        with answering(request, self._context.inflight, ask) as live:
+            embedded = await self._embedder.embed(
+                ask, listed.model, [embed.prompt], call, live, normalize=False
+            )
         embedded.routing.warnings += request_warnings(body, embed)
         answer = embedded.native or {"embedding": embedded.vectors[0]}
         answer["_routing"] = routing_object(embedded.routing, started)
