@@ -77,7 +77,12 @@ def client(options: argparse.Namespace, *, timeout: float = 30.0) -> BlockingCli
         key=key,
         credentials=partial(_member_pass, url) if name else None,
         authority=_own_authority if name else None,
+        notice=_note,
     )
+
+
+def _note(text: str) -> None:
+    print(f"sollold: {harmless(text)}", file=sys.stderr)
 
 
 def _member_pass(url: str) -> str:
@@ -111,7 +116,7 @@ def _url_of(name: str, key: str) -> str:
     DNS.
 
     Raises:
-        ClientError: several nodes have this name, or none.
+        ClientError: several nodes have this name, or none, or they can't be asked.
     """
     if "://" in name:
         return name
@@ -120,10 +125,14 @@ def _url_of(name: str, key: str) -> str:
     host, colon, port = name.rpartition(":")
     if colon and port.isdecimal():
         return f"http://{name}"
-    host, message = name.strip("[]"), ""
+    host, message, status = name.strip("[]"), "", 0
     if "." not in host and host != "localhost":
-        with contextlib.suppress(ClientError):
+        try:
             nodes = BlockingClient(_known_node(), timeout=3.0, key=key).get("/api/cluster")["nodes"]
+        except ClientError as error:
+            if not _is_host(host):
+                message = f"no machine is named {name!r}, and the nodes' names are unknown: {error.message}"
+        else:
             # By id first: a node's name may equal another node's id.
             found = [node for node in nodes if node["node"] == host.lower()] or [
                 node for node in nodes if node["name"].lower() == host.lower()
@@ -132,12 +141,13 @@ def _url_of(name: str, key: str) -> str:
                 return str(found[0]["url"])
             if found:
                 ids = ", ".join(f"{node['node']} ({node['url']})" for node in found)
-                message = f"several nodes are named {name!r}; name one by its id: {ids}"
+                message, status = f"several nodes are named {name!r}; name one by its id: {ids}", 400
             elif not _is_host(host):
                 names = ", ".join(sorted(node["name"] for node in nodes))
                 message = f"there is no node {name!r} and no machine of that name; nodes: {names}"
+                status = 404
     if message:
-        raise ClientError(message)
+        raise ClientError(message, status)
     return url_of(host, HTTP_PORT)
 
 

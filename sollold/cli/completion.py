@@ -14,13 +14,13 @@ from sollold.cli.parser import ALIASES, EXIT_CODES, parser, subcommands
 
 _FUNCTIONS = {
     "bash": """
-{name}() {{ {unless}_sollold_names "$1" < <({words} 2>/dev/null); }}
+{name}() {{ {unless}_sollold_names "$1" < <(timeout 3 {words} 2>/dev/null); }}
 """,
     "zsh": """
-{name}() {{ {unless}compadd -- ${{(f)"$({words} 2>/dev/null)"}}; }}
+{name}() {{ {unless}compadd -- ${{(f)"$(timeout 3 {words} 2>/dev/null)"}}; }}
 """,
 }
-"""Shell function that completes values known to the daemon."""
+"""Shell function that completes values known to the daemon; one that hangs must not block the shell."""
 _CONDITIONS = {
     "bash": '[[ " ${{COMP_WORDS[*]}} " == *" {before} "* ]] && ',
     "zsh": "(( ${{words[(Ie){before}]}} )) && ",

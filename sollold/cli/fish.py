@@ -36,7 +36,7 @@ def _lines_for(command: str, action: argparse.Action, condition: str) -> Iterato
     if action.help == argparse.SUPPRESS:
         return
     listing = lister(command, action)
-    words = f"({listing} 2>/dev/null)" if listing else ""
+    words = f"(timeout 3 {listing} 2>/dev/null)" if listing else ""
     if subcommand := needed_before(command, action):
         condition += f"; and __fish_seen_subcommand_from {subcommand}"
     if not words and action.choices is not None:

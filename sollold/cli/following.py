@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sollold.cli.streams import harmless
-from sollold.client.errors import ClientError
+from sollold.client.errors import ClientError, NodeSilent
 
 PAUSE = 2.0
 """Seconds between two attempts to reach a node that is away."""
@@ -79,8 +79,10 @@ class Follower:
         Raises:
             ClientError: ``error``, if waiting can't help.
         """
-        if error is not None and (error.status or not self._reached):
-            raise error
+        if error is not None:
+            refused = error.status and not isinstance(error, NodeSilent)
+            if refused or not self._reached:
+                raise error
         if not self._away:
             why = error.message.partition(". ")[0] if error is not None else "the node closed the connection"
             print(f"sollold: {harmless(why)}; trying again until Ctrl-C", file=sys.stderr)

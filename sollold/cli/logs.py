@@ -84,22 +84,23 @@ def _journal(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return Exit.USAGE
-    words = [*journalctl(), "-n", str(options.lines), "--no-pager"]
-    if options.json:
-        words += ["-o", "json"]
+    words = [*journalctl(), "--no-pager", *(["-o", "json"] if options.json else [])]
     try:
+        # Also before following: without an entry, journalctl would wait in silence.
+        lines = 1 if options.follow else options.lines
+        done = subprocess.run([*words, "-n", str(lines)], check=False, stdout=subprocess.PIPE)
+        if done.returncode or done.stdout.strip() in (b"", _NO_ENTRIES):
+            print(
+                "sollold: the journal has nothing of the daemon that you may read; a daemon started by hand "
+                "logs to its terminal, one in a container to the container's log",
+                file=sys.stderr,
+            )
+            return Exit.FAILED
         if options.follow:
-            return subprocess.run([*words, "--follow"], check=False).returncode
-        done = subprocess.run(words, check=False, stdout=subprocess.PIPE)
-        if done.returncode == 0 and done.stdout.strip() not in (b"", _NO_ENTRIES):
-            sys.stdout.buffer.write(done.stdout)
-            return Exit.DONE
-        print(
-            "sollold: the journal has nothing of the daemon that you may read; a daemon started by hand logs "
-            "to its terminal, one in a container to the container's log",
-            file=sys.stderr,
-        )
-        return Exit.FAILED
+            words += ["-n", str(options.lines), "--follow"]
+            return subprocess.run(words, check=False).returncode
+        sys.stdout.buffer.write(done.stdout)
+        return Exit.DONE
     except FileNotFoundError:
         print("sollold: there is no journalctl here; the daemon's output is its log", file=sys.stderr)
         return Exit.FAILED

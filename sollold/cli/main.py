@@ -105,13 +105,13 @@ def _run(words: Sequence[str] | None) -> int:
 def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namespace) -> int:
     if not options.asks:
         return int(_result(command(options)))
-    from sollold.client.errors import ClientError
+    from sollold.client.errors import ClientError, NodeSilent
 
     try:
         return int(_result(command(options)))
     except ClientError as error:
         print(f"sollold: {harmless(error.message)}{_download_hint(options, error.message)}", file=sys.stderr)
-        return Exit.of(error.status)
+        return Exit.UNREACHABLE if isinstance(error, NodeSilent) else Exit.of(error.status)
     except UnicodeEncodeError:
         # Printed and piped text is replaced where needed, so only arguments can cause this.
         print("sollold: an argument is not valid text in this locale's encoding", file=sys.stderr)

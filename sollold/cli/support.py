@@ -19,7 +19,7 @@ from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.own_version import own_version
 from sollold.cli.service import journalctl
-from sollold.client.errors import ClientError
+from sollold.client.errors import ClientError, NodeSilent
 from sollold.settings.document import in_force
 from sollold.settings.fault import SettingsError
 from sollold.settings.load import load
@@ -36,15 +36,27 @@ def support(options: argparse.Namespace) -> int:
     if file.is_dir():
         file /= default
     daemon = client(options)
+    silent: list[ClientError] = []
+
+    def asked(ask: Callable[[str], Any], path: str) -> Any:
+        if silent:
+            raise silent[0]
+        try:
+            return ask(path)
+        except ClientError as error:
+            if isinstance(error, NodeSilent):
+                silent.append(error)  # each further question would take as long
+            raise
+
     parts: dict[str, Callable[[], str]] = {
         "version.txt": _versions,
         "settings.toml": _settings,
         "journal.txt": _journal,
-        "cluster.json": lambda: _json(daemon.get("/api/cluster")),
-        "doctor.json": lambda: _json(daemon.get("/api/doctor")),
-        "models.json": lambda: _json(daemon.get("/api/tags")),
-        "events.txt": lambda: daemon.text("/api/cluster/events?last=1000"),
-        "metrics.txt": lambda: daemon.text("/metrics"),
+        "cluster.json": lambda: _json(asked(daemon.get, "/api/cluster")),
+        "doctor.json": lambda: _json(asked(daemon.get, "/api/doctor")),
+        "models.json": lambda: _json(asked(daemon.get, "/api/tags")),
+        "events.txt": lambda: asked(daemon.text, "/api/cluster/events?last=1000"),
+        "metrics.txt": lambda: asked(daemon.text, "/metrics"),
     }
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:gz") as archive:

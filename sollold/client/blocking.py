@@ -7,18 +7,32 @@ import json
 import socket
 import ssl
 from collections.abc import Callable, Generator
-from contextlib import closing
-from typing import Any
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sollold.client.errors import ClientError, NodeSilent, error_text, no_answer, no_daemon
 from sollold.client.login import headers_of, login_wanted, split_login
+from sollold.client.silence import HEALTH_SECONDS, HUNG_SECONDS, SilenceWatch
 from sollold.client.trust import distrust, trusted
 
 _CONNECT_SECONDS = 5.0
 _MAX_LINE_BYTES = 64 << 20
 _NODE_OPTION = "--node"
 """How a user of the command line names another node."""
+
+
+class _Exchange(NamedTuple):
+    """A request whose response has begun."""
+
+    connection: http.client.HTTPConnection
+    answer: http.client.HTTPResponse
+    watch: SilenceWatch
+
+    def close(self) -> None:
+        self.watch.end()
+        self.connection.close()
 
 
 class BlockingClient:
@@ -31,6 +45,7 @@ class BlockingClient:
         credentials: called for a key if the node requires one and ``key`` is empty, and again whenever that
             key has expired; may return "".
         authority: called for an additional CA certificate in PEM for HTTPS; may return "".
+        notice: called with a sentence when the node has stopped responding, while the request still waits.
 
     Raises:
         ClientError: ``url`` is not an HTTP URL.
@@ -44,12 +59,14 @@ class BlockingClient:
         key: str = "",
         credentials: Callable[[], str] | None = None,
         authority: Callable[[], str] | None = None,
+        notice: Callable[[str], None] | None = None,
     ) -> None:
         self.url, self._login = split_login(url.rstrip("/"))
         self._timeout = timeout
         self._key = key
         self._credentials = credentials if not key else None
         self._authority = authority
+        self._notice = notice
         self._context: ssl.SSLContext | None = None
         try:
             parts = urlsplit(self.url)
@@ -96,9 +113,8 @@ class BlockingClient:
         Raises:
             ClientError: see `get`.
         """
-        connection, answer = self._open("GET", path, None, self._timeout)
-        with closing(connection):
-            return self._read(answer).decode(errors="replace")
+        with closing(self._open("GET", path, None, self._timeout)) as exchange:
+            return self._read(exchange).decode(errors="replace")
 
     def stream(
         self, path: str, body: object, *, stall: float = 900.0
@@ -110,10 +126,10 @@ class BlockingClient:
         Raises:
             ClientError: see `get`; also for a line with ``error``.
         """
-        connection, answer = self._open("POST", path, body, stall)
-        with closing(connection):
+        with closing(self._open("POST", path, body, stall)) as exchange:
+            answer = exchange.answer
             data: dict[str, Any] | None = None
-            while line := self._line(answer):
+            while line := self._line(exchange):
                 if line.strip():
                     data = self._object(line, answer.status)
                     if "error" in data:
@@ -123,7 +139,7 @@ class BlockingClient:
             # To `readline` a connection that breaks between two chunks, or before the first, looks like the
             # end: a partial response would pass for a complete one.
             if data is None or (answer.chunked and answer.chunk_left is not None):
-                raise self._cut_off(EOFError("it ended before the end of the answer"))
+                raise self._cut_off(exchange, EOFError("it ended before the end of the answer"))
 
     def events(self, path: str, *, stall: float = 900.0) -> Generator[tuple[str, Any], None, None]:
         """Yield server-sent events of ``path`` as they arrive: (event name, its JSON).
@@ -131,10 +147,9 @@ class BlockingClient:
         Raises:
             ClientError: see `get`.
         """
-        connection, answer = self._open("GET", path, None, stall)
         name, data = "", ""
-        with closing(connection):
-            while raw := self._line(answer):
+        with closing(self._open("GET", path, None, stall)) as exchange:
+            while raw := self._line(exchange):
                 line = raw.decode(errors="replace").rstrip("\r\n")
                 field, _, value = line.partition(":")
                 if field == "event":
@@ -145,62 +160,73 @@ class BlockingClient:
                     try:
                         yield name, json.loads(data)
                     except ValueError:
-                        raise self._not_sollold("it sends no JSON", answer.status) from None
+                        raise self._not_sollold("it sends no JSON", exchange.answer.status) from None
                     name, data = "", ""
 
     def _whole(self, method: str, path: str, body: object, timeout: float) -> Any:
-        connection, answer = self._open(method, path, body, timeout)
-        with closing(connection):
-            data = self._read(answer)
-        return self._object(data, answer.status) if data.strip() else None
+        with closing(self._open(method, path, body, timeout)) as exchange:
+            data = self._read(exchange)
+        return self._object(data, exchange.answer.status) if data.strip() else None
 
-    def _open(
-        self, method: str, path: str, body: object, timeout: float, *, renew: bool = True
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def _open(self, method: str, path: str, body: object, timeout: float, *, renew: bool = True) -> _Exchange:
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         headers = headers_of(self._login, self._key)
         if data is not None:
             headers["Content-Type"] = "application/json"
-        connection = self._connection()
+        connection = self._connection(_CONNECT_SECONDS)
+        watch = SilenceWatch(self._works, partial(self._warn, timeout), partial(_shut_down, connection))
         try:
             self._connect(connection)
             if connection.sock is not None:
                 connection.sock.settimeout(timeout)
+            watch.start()
             connection.request(method, self._base + path, body=data, headers=headers)
-            answer = connection.getresponse()
-        except TimeoutError as error:
-            connection.close()
-            raise NodeSilent(no_answer(self.url, timeout, _NODE_OPTION)) from error
+            exchange = _Exchange(connection, connection.getresponse(), watch)
         # A host name with an empty or a long part can't be encoded.
         except (OSError, UnicodeError, http.client.HTTPException) as error:
+            watch.end()
             connection.close()
+            # If it can't even be connected to, no server is there.
+            if watch.hung or (watch.ident and isinstance(error, TimeoutError)):
+                seconds = HUNG_SECONDS if watch.hung else timeout
+                raise NodeSilent(no_answer(self.url, seconds, _NODE_OPTION)) from error
             raise self._unreachable(error) from error
-        if answer.status == 401 and renew and self._credentials is not None:
+        status = exchange.answer.status
+        if status == 401 and renew and self._credentials is not None:
             self._key = self._credentials()
             if self._key:
-                connection.close()
+                exchange.close()
                 return self._open(method, path, body, timeout, renew=False)
             self._credentials = None
-        if answer.status >= 400:
-            with closing(connection):
-                raise self._refused(answer)
-        return connection, answer
+        if status >= 400:
+            with closing(exchange):
+                raise self._refused(exchange)
+        return exchange
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _works(self) -> bool:
+        """Whether the node responds at all."""
+        connection = self._connection(HEALTH_SECONDS)
+        try:
+            with closing(connection):
+                connection.request("GET", f"{self._base}/health", headers=headers_of(self._login, ""))
+                connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            return False
+        return True
+
+    def _warn(self, timeout: float) -> None:
+        if self._notice is not None:
+            self._notice(f"{self.url} does not respond; waiting up to {min(timeout, HUNG_SECONDS):g} s")
+
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
         if self._secure:
             if self._context is None:
                 self._context = trusted(self._authority() if self._authority is not None else "")
-            return http.client.HTTPSConnection(
-                self._host, self._port, timeout=_CONNECT_SECONDS, context=self._context
-            )
-        return http.client.HTTPConnection(self._host, self._port, timeout=_CONNECT_SECONDS)
+            return http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._context)
+        return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
 
     def _connect(self, connection: http.client.HTTPConnection) -> None:
-        try:
-            connection.connect()
-        except TimeoutError as error:
-            # No server there, unlike a response that does not come.
-            raise self._unreachable(error) from error
+        connection.connect()
         if connection.sock is not None:
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -210,9 +236,10 @@ class BlockingClient:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return ClientError(no_daemon(self.url, reason, _NODE_OPTION))
 
-    def _refused(self, answer: http.client.HTTPResponse) -> ClientError:
+    def _refused(self, exchange: _Exchange) -> ClientError:
+        answer = exchange.answer
         try:
-            body = json.loads(self._read(answer))
+            body = json.loads(self._read(exchange))
         except (ValueError, ClientError):
             body = {}
         words = error_text(body)
@@ -222,22 +249,27 @@ class BlockingClient:
             return self._not_sollold(f"it answers with HTTP status {answer.status}", answer.status)
         return ClientError(words, answer.status)
 
-    def _read(self, answer: http.client.HTTPResponse) -> bytes:
+    def _read(self, exchange: _Exchange) -> bytes:
         try:
-            return answer.read()
+            return exchange.answer.read()
         except (OSError, http.client.HTTPException) as error:
-            raise self._cut_off(error) from error
+            raise self._cut_off(exchange, error) from error
 
-    def _line(self, answer: http.client.HTTPResponse) -> bytes:
+    def _line(self, exchange: _Exchange) -> bytes:
         try:
-            line = answer.readline(_MAX_LINE_BYTES)
+            line = exchange.answer.readline(_MAX_LINE_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise self._cut_off(error) from error
+            raise self._cut_off(exchange, error) from error
+        exchange.watch.heard()
+        if not line and exchange.watch.hung:
+            raise self._cut_off(exchange, EOFError())
         if len(line) >= _MAX_LINE_BYTES:
-            raise self._not_sollold("its lines have no end", answer.status)
+            raise self._not_sollold("its lines have no end", exchange.answer.status)
         return line
 
-    def _cut_off(self, error: BaseException) -> ClientError:
+    def _cut_off(self, exchange: _Exchange, error: BaseException) -> ClientError:
+        if exchange.watch.hung:
+            return NodeSilent(no_answer(self.url, HUNG_SECONDS, _NODE_OPTION))
         status = 504 if isinstance(error, TimeoutError) else 502
         reason = str(error) or type(error).__name__
         return ClientError(f"the connection to {self.url} was lost: {reason}", status)
@@ -253,3 +285,10 @@ class BlockingClient:
 
     def _not_sollold(self, reason: str, status: int) -> ClientError:
         return ClientError(f"what answers at {self.url} is not sollold: {reason}", status)
+
+
+def _shut_down(connection: http.client.HTTPConnection) -> None:
+    """End the wait for a response in another thread."""
+    if connection.sock is not None:
+        with suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)

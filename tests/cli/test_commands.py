@@ -675,6 +675,7 @@ def test_bash_completes_names_with_a_colon(tmp_path: Path, capsys: pytest.Captur
     script = tmp_path / "sollold.bash"
     script.write_text(capsys.readouterr().out)
     typed = """sollold() { echo llama3.2:3b; }
+        timeout() { shift; "$@"; }
         source "$0"
         COMP_WORDS=(sollold run llama3.2 : 3); COMP_CWORD=4; _sollold; echo "${COMPREPLY[*]}"
         COMP_WORDS=(sollold run l); COMP_CWORD=2; _sollold; echo "${COMPREPLY[*]}"
@@ -700,6 +701,7 @@ def test_bash_completion_matches_the_command(tmp_path: Path, capsys: pytest.Capt
     script = tmp_path / "sollold.bash"
     script.write_text(capsys.readouterr().out)
     typed = """sollold() { tr " " "-" <<< "$*"; }
+        timeout() { shift; "$@"; }
         source "$0"
         for line in "forget " "drain " "stop " "logs " "key revoke " "key new " "admit " \\
             "cluster evict " "cluster open "; do
@@ -727,6 +729,7 @@ def test_bash_completion_does_not_execute_names(tmp_path: Path, capsys: pytest.C
     names = ["$(touch run)", "`touch run`", "lap top", "*", "~", "a'b", "{x,y}", "$HOME"]
     (tmp_path / "names").write_text("\n".join(names) + "\n")
     typed = """sollold() { cat names; }
+        timeout() { shift; "$@"; }
         source "$0"
         for command in admit drain forget; do
             COMP_WORDS=(sollold $command ""); COMP_CWORD=2; COMPREPLY=(); _sollold
@@ -804,15 +807,16 @@ def test_config_and_completions(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sollold" in capsys.readouterr().out
     assert main(["completion", "fish"]) == Exit.DONE
     output = capsys.readouterr().out
-    assert "complete -c sollold -n '__fish_seen_subcommand_from drain' -a '(sollold nodes --quiet" in output
-    assert "complete -c sollold -n '__fish_use_subcommand' -l node -x -a '(sollold nodes --quiet" in output
+    listing = "-a '(timeout 3 sollold nodes --quiet"
+    assert f"complete -c sollold -n '__fish_seen_subcommand_from drain' {listing}" in output
+    assert f"complete -c sollold -n '__fish_use_subcommand' -l node -x {listing}" in output
     for condition, words in (
         ("'__fish_seen_subcommand_from forget'", "nodes --quiet --offline"),
         ("'__fish_seen_subcommand_from key; and __fish_seen_subcommand_from revoke'", "key list --quiet"),
         ("'__fish_seen_subcommand_from stop'", "ps --quiet"),
         ("'__fish_seen_subcommand_from load'", "models --quiet"),
     ):
-        assert f"complete -c sollold -n {condition} -a '(sollold {words} 2>/dev/null)'" in output
+        assert f"complete -c sollold -n {condition} -a '(timeout 3 sollold {words} 2>/dev/null)'" in output
     assert main(["completion", "man"]) == Exit.DONE
     output = capsys.readouterr().out
     assert (

@@ -87,6 +87,7 @@ def test_an_existing_user_service_is_checked(tmp_path: Path, monkeypatch: pytest
     assert doctor_command._why_silent()[0]["fix"] == "sudo systemctl enable --now sollold"
 
 
+@pytest.mark.parametrize("option", [[], ["--follow"]])
 @pytest.mark.parametrize(
     ("script", "status", "out"),
     [
@@ -95,11 +96,13 @@ def test_an_existing_user_service_is_checked(tmp_path: Path, monkeypatch: pytest
         ("exit 1", Exit.FAILED, ""),
     ],
 )
-def test_a_journal_without_entries_is_reported(tmp_path: Path, script: str, status: int, out: str) -> None:
+def test_a_journal_without_entries_is_reported(
+    tmp_path: Path, script: str, status: int, out: str, option: list[str]
+) -> None:
     program = tmp_path / "journalctl"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    words = [sys.executable, "-m", "sollold", "logs"]
+    words = [sys.executable, "-m", "sollold", "logs", *option]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
     assert (done.returncode, done.stdout) == (status, out)
