@@ -122,6 +122,20 @@ async def test_setting_the_clock_does_not_age_a_cluster(lan: Lan, monkeypatch: p
     await until(lan.joined)
 
 
+async def test_a_clock_that_is_set_after_a_restart_does_not_change_the_founding(
+    lan: Lan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lan.start(0)
+    founded, real, ahead = lan.ring(0).founded, time.time, -50 * 366 * 86400.0
+    await lan.stop(0)
+    monkeypatch.setattr(time, "time", lambda: real() + ahead)
+    first = await lan.start(0)
+    assert not first.me.door_until
+    ahead = 0.0
+    await until(lambda: first.me.door_until)
+    assert lan.ring(0).founded == founded
+
+
 def test_a_keyring_readable_by_others_is_made_private(tmp_path: Path) -> None:
     settings = ClusterSettings(door="1h")
     secret_of(settings, tmp_path, "a" * 16)

@@ -325,9 +325,12 @@ class Admission:
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
 
     def _follow_clock(self) -> None:
-        """Preserve the cluster's age when this machine's clock is set."""
+        """Preserve the cluster's age when this machine's clock is set.
+
+        A founding after the time that the clock showed was written by a right clock, before a restart.
+        """
         moved = self._clock.moved()
-        if moved and self.ring.founded:
+        if moved and 0 < self.ring.founded <= time.time() - moved:
             self.ring = replace(self.ring, founded=self.ring.founded + moved)
             self._save()
             self._changed()
