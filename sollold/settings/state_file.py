@@ -49,6 +49,19 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
             os.close(folder)
 
 
+def keep_copy(path: Path, data: bytes) -> Path:
+    """Keep ``data``, the content of a file that this release can't decode and replaces; return its new path.
+
+    It may be what a fault of the disk has left, or written by a later release. Blocks.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    copy = path.with_name(f"{path.name}.unread")
+    write_whole(copy, data)
+    return copy
+
+
 def why_not_writable(folder: Path) -> str:
     """Return why nothing can be written to ``folder`` now, such as a full disk; else empty. Blocks."""
     try:

@@ -166,6 +166,7 @@ def test_a_damaged_keyring_does_not_open_the_cluster(
     tokens, ring = secret_of(ClusterSettings(door="1h"), tmp_path, "a" * 16)
     assert not tokens.open and ring is not None and ring.alone
     assert "asks members that know it" in caplog.text
+    assert (tmp_path / "keyring.unread").read_bytes() == damage
     # The keyring may have closed a cluster that the settings opened.
     (tmp_path / "keyring").write_bytes(damage)
     tokens, ring = secret_of(ClusterSettings(door="open"), tmp_path, "a" * 16)

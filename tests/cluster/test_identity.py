@@ -47,6 +47,7 @@ def test_the_node_id_survives_a_restart(tmp_path: Path) -> None:
 def test_a_damaged_key_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "node-key").write_bytes(b"\xff\x00not a key")
     assert len(NodeKey.load(tmp_path).node) == 16
+    assert (tmp_path / "node-key.unread").read_bytes() == b"\xff\x00not a key"
 
 
 def test_the_state_of_an_earlier_release_gets_a_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,13 @@ from msgspec import Meta
 
 from sollold.cluster.net.identity import OPEN_TOKEN, Tokens
 from sollold.facts import dataclass
-from sollold.settings.state_file import close_to_others, read_bounded, why_not_writable, write_whole
+from sollold.settings.state_file import (
+    close_to_others,
+    keep_copy,
+    read_bounded,
+    why_not_writable,
+    write_whole,
+)
 
 log = logging.getLogger("sollold.cluster")
 
@@ -153,16 +159,19 @@ class KeyringFile:
         """Read the keyring; None if there is no file.
 
         Raises:
-            DamagedKeyring: the file is invalid.
-            OSError: the file can't be read.
+            DamagedKeyring: the file is invalid; a copy was kept.
+            OSError: the file can't be read, or not copied.
         """
         try:
             close_to_others(self._path)
-            return msgspec.json.decode(read_bounded(self._path), type=Keyring)
+            data = read_bounded(self._path)
         except FileNotFoundError:
             return None
+        try:
+            return msgspec.json.decode(data, type=Keyring)
         except msgspec.DecodeError as error:
-            raise DamagedKeyring(f"{self._path} is damaged: {error}") from None
+            copy = keep_copy(self._path, data)
+            raise DamagedKeyring(f"{self._path} is damaged ({error}); a copy is in {copy}") from None
 
     def load(self, node: str) -> Keyring:
         """Read the keyring; if it is missing or damaged, found a new cluster by ``node``.

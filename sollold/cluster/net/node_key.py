@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from sollold.settings.state_file import close_to_others, read_bounded, write_whole
+from sollold.settings.state_file import close_to_others, keep_copy, read_bounded, write_whole
 
 log = logging.getLogger("sollold.cluster")
 
@@ -47,10 +47,11 @@ class NodeKey:
         path = state / KEY_FILE
         with contextlib.suppress(FileNotFoundError):
             close_to_others(path)
+            data = read_bounded(path, 256)
             with contextlib.suppress(ValueError):
-                seed = bytes.fromhex(read_bounded(path, 256).decode("ascii"))
-                return cls(seed)
-            log.error("%s is damaged: this node gets a new key and a new id", path)
+                return cls(bytes.fromhex(data.decode("ascii")))
+            copy = keep_copy(path, data)
+            log.error("%s is damaged: this node gets a new key and a new id; a copy is in %s", path, copy)
         key = cls(Ed25519PrivateKey.generate().private_bytes_raw())
         write_whole(path, key.private.private_bytes_raw().hex().encode() + b"\n")
         old = state / _OLD_ID_FILE
