@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,7 +29,7 @@ from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault, Refusal, system_reason
 from sollold.facts import dataclass
 from sollold.retry import LogAndRetry
-from sollold.settings.state_file import read_bounded, write_whole
+from sollold.settings.state_file import keep_copy, read_bounded, write_whole
 from sollold.tasks import cancel_and_wait
 from sollold.turns import sleep_until_set
 
@@ -99,6 +100,25 @@ class KeySet:
     keys: tuple[Key, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _EncodedKeySet:
+    """A `KeySet`, perhaps of a later release."""
+
+    keys: tuple[msgspec.Raw, ...] = ()
+
+
+def _understood(found: _EncodedKeySet, decode: Callable[..., Any]) -> list[Key]:
+    """Return the keys of a set, leaving out those that this release does not understand.
+
+    ``decode``: decodes a value of its format, as `msgspec.json.decode`.
+    """
+    keys = []
+    for encoded in found.keys:
+        with contextlib.suppress(msgspec.MsgspecError):
+            keys.append(decode(encoded, type=Key))
+    return keys
+
+
 def merged(keys: Iterable[Key], others: Iterable[Key]) -> dict[str, Key]:
     """Return the keys of both sets by digest; the order of the sets does not matter."""
     found = {key.digest: key for key in keys}
@@ -136,7 +156,13 @@ class Keys:
         self._file = file
         self._clock = clock
         self._keys: dict[str, Key] = {}
-        self._unreadable = False
+        self._unreadable = ""
+        """Why the file, or a key in it, could not be read; empty if all could."""
+        self._protected = False
+        """Whether the file must not be overwritten: it could not be read, so there is no copy."""
+        self._fetched: dict[str, str] = {}
+        """By node: the digest of the set that was last fetched from it. Ours may differ: a later release has
+        keys that are not understood here."""
         self._unwritten = False
         self._writing = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -164,7 +190,7 @@ class Keys:
     @property
     def made(self) -> bool:
         """Whether a key was ever created; also true if the file can't be read, since it may have held one."""
-        return bool(self._keys) or self._unreadable
+        return bool(self._keys or self._unreadable)
 
     def all(self) -> tuple[Key, ...]:
         """Return all keys, the oldest first."""
@@ -264,6 +290,9 @@ class Keys:
         self._view.update_me(keys=digest_of(self._keys.values()))
 
     async def _write(self, keys: dict[str, Key]) -> None:
+        if self._protected:
+            message = f"{self._file} can't be read, so it is not overwritten: {self._unreadable}"
+            raise Refusal(Fault.UNAVAILABLE, message)
         data = msgspec.json.encode(KeySet(tuple(keys.values())))
         try:
             await asyncio.to_thread(write_whole, self._file, data)
@@ -272,15 +301,30 @@ class Keys:
             raise Refusal(Fault.UNAVAILABLE, message) from error
 
     def _read(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                found = msgspec.json.decode(read_bounded(self._file, _MAX_BYTES), type=KeySet)
-                self._keys = merged(found.keys, ())
-            except (OSError, msgspec.MsgspecError) as error:
-                if isinstance(error, FileNotFoundError):
-                    raise
-                self._unreadable = True
-                log.error("the keys in %s can't be read, so other machines need a key: %s", self._file, error)
+        try:
+            data = read_bounded(self._file, _MAX_BYTES)
+            self._decode(data)
+            if self._unreadable:
+                self._unreadable += f"; a copy is in {keep_copy(self._file, data)}"
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._unreadable, self._protected = system_reason(error), True
+        if self._unreadable:
+            text = "keys in %s can't be read, so other machines need a key: %s"
+            log.error(text, self._file, self._unreadable)
+
+    def _decode(self, data: bytes) -> None:
+        try:
+            found = msgspec.json.decode(data, type=_EncodedKeySet)
+        except msgspec.MsgspecError as error:
+            self._unreadable = str(error)
+            return
+        understood = _understood(found, msgspec.json.decode)
+        self._keys = merged(understood, ())
+        if len(understood) < len(found.keys):
+            count = len(found.keys) - len(understood)
+            self._unreadable = f"{count} of them were written by another release, or are damaged"
 
     async def _answer(self, caller: str, request: KeysRequest) -> KeySet:
         return KeySet(tuple(self._keys.values()))
@@ -302,23 +346,29 @@ class Keys:
                 self._changed.set()
 
     def _differing(self) -> list[str]:
-        me = self._view.me
+        me, own, live = self._view.me, digest_of(self._keys.values()), self._view.live()
+        self._fetched = {r.node: self._fetched[r.node] for r in live if r.node in self._fetched}
         return [
             record.node
-            for record in self._view.live()
-            if record.node != me.node and record.keys and record.keys != digest_of(self._keys.values())
+            for record in live
+            if record.node != me.node and record.keys not in ("", own, self._fetched.get(record.node))
         ]
 
     async def _fetch(self, node: str) -> bool:
         """Merge the keys that ``node`` knows; False if it can't be reached or they can't be written."""
+        record = self._view.record(node)
         try:
-            found = await self._calls.call(node, "keys", KeysRequest(), KeySet, timeout=_CALL_SECONDS)
-            for key in found.keys:
+            answer = await self._calls.call(
+                node, "keys", KeysRequest(), _EncodedKeySet, timeout=_CALL_SECONDS
+            )
+            found = _understood(answer, msgspec.msgpack.decode)
+            for key in found:
                 if key.digest not in self._keys:
                     log.info(
                         "key %s (%s, %s) came from %s", key.name, key.id, key.scope, name_of(self._view, node)
                     )
-            await self._merge(found.keys)
+            await self._merge(found)
+            self._fetched[node] = record.keys if record is not None else ""
         except PeerError as error:
             log.debug("no keys from %s: %s", name_of(self._view, node), error)
             return False

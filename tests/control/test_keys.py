@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sollold.control.keys import PREFIX, Key, Keys, KeySet, Scope, digest_of, merged
+from sollold.control.keys import PREFIX, Key, Keys, KeySet, KeysRequest, Scope, digest_of, merged
 from sollold.control.member_pass import PASS_SECONDS, MemberPasses
 from sollold.errors import Fault, Refusal
 from sollold.settings.state_file import write_whole
@@ -127,6 +127,50 @@ async def test_an_unreadable_file_does_not_open_the_api(nodes: Nodes) -> None:
     (nodes.folder / f"{ID}.json").write_text('{"keys": [{"id"')
     a = await nodes.start(ID)
     assert a.keys.made and a.keys.all() == ()
+    await a.keys.create("laptop", Scope.INFER)
+    assert a.file.with_name(f"{ID}.json.unread").read_text() == '{"keys": [{"id"'
+
+
+async def test_a_file_that_may_not_be_read_is_not_overwritten(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, limit: int) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("sollold.control.keys.read_bounded", refuse)
+    (nodes.folder / f"{ID}.json").write_text("{}")
+    a = await nodes.start(ID)
+    assert a.keys.made
+    with pytest.raises(Refusal, match=r"can't be read, so it is not overwritten: Permission denied"):
+        await a.keys.create("laptop", Scope.INFER)
+    assert a.file.read_text() == "{}"
+
+
+async def test_keys_of_a_later_release_hide_no_other_keys(nodes: Nodes) -> None:
+    """The others are accepted, and their revocation spreads; nothing is fetched again and again."""
+    a, b = await nodes.start(ID), await nodes.start(OTHER)
+    key, secret = await a.keys.create("laptop", Scope.INFER)
+    await until(lambda: b.keys.find(secret) == key)
+    odd = {**msgspec.to_builtins(key), "digest": "0" * 64, "scope": "audit"}
+    stored = {"keys": [odd, {**msgspec.to_builtins(key), "revoked": 9.0}]}
+
+    async def answer(caller: str, request: KeysRequest) -> object:
+        return stored
+
+    a.server.method("keys", KeysRequest, answer)
+    a.view.update_me(keys="of a later release")
+    await until(lambda: b.keys.find(secret) is None)
+    count = len(b.calls.made)
+    for number in range(3):
+        a.view.update_me(setup=str(number))
+        await asyncio.sleep(0.01)
+    assert len(b.calls.made) == count
+    a.file.write_bytes(msgspec.json.encode(stored))
+    again = Keys(a.view, a.calls, a.file, lambda: a.now)
+    await again.start()
+    await again.close()
+    assert [found.id for found in again.all()] == [key.id]
+    assert msgspec.json.decode(a.file.with_name(f"{ID}.json.unread").read_bytes()) == stored
 
 
 async def test_expiry(nodes: Nodes) -> None:
