@@ -42,6 +42,11 @@ def decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
     """Return the decision. ``snapshot.holders`` must not be empty: the model was found."""
     if ask.fixed and (wrong := _invalid_counts(ask, snapshot)):
         return Refuse(Fault.BAD_REQUEST, wrong)
+    named = [name for name in (ask.type_k, ask.type_v) if name]
+    if snapshot.shape is not None and not snapshot.shape.takes_cache(*named):
+        size, types = snapshot.shape.head_size, " and ".join(dict.fromkeys(named))
+        impossible = f"has no KV cache in {types}: its heads of {size} elements are not whole blocks of it"
+        return Refuse(Fault.BAD_REQUEST, f"{snapshot.holders[0][1].name} {impossible}. Use f16.")
     decision = _decide(ask, snapshot)
     if isinstance(decision, Refuse) and decision.compute_shortfall is not None:
         shortfall = decision.compute_shortfall()
@@ -355,7 +360,11 @@ def _place_on(
             Fault.TOO_BIG, message, alternatives=chosen.alternatives, compute_shortfall=compute_shortfall
         )
     ended = [*replaced, *victims]
-    reasons = [*chosen.reasons, *reasons_to_end(ask, snapshot, victims, larger)]
+    reasons = list(chosen.reasons)
+    settings = snapshot.settings.placement
+    if not (ask.type_k or shape.takes_cache(settings.type_k, settings.type_v)):
+        reasons.append(f"Its KV cache is in f16: its heads of {shape.head_size} elements can't be quantized.")
+    reasons += reasons_to_end(ask, snapshot, victims, larger)
     plan = chosen.candidate.plan(request, len(shape.layers), reasons, windowed=shape.windowed)
     place = Place(
         plan,

@@ -164,8 +164,14 @@ def _placement_settings(ask: Ensure, snapshot: ClusterSnapshot) -> PlacementSett
 
 
 def request_of(ask: Ensure, model: Model, snapshot: ClusterSnapshot) -> PlacementRequest:
-    """Return the request for the planner."""
+    """Return the request for the planner.
+
+    If the settings name a KV type that this model can't have, it gets f16.
+    """
     placement = _placement_settings(ask, snapshot)
+    types = {"type_k": ask.type_k or placement.type_k, "type_v": ask.type_v or placement.type_v}
+    if snapshot.shape is not None and not snapshot.shape.takes_cache(*types.values()):
+        types = dict.fromkeys(types, "f16")
     return PlacementRequest(
         model=model.name,
         digest=model.digest,
@@ -174,8 +180,7 @@ def request_of(ask: Ensure, model: Model, snapshot: ClusterSnapshot) -> Placemen
         context=ask.context,
         usual=placement.context,
         slots=ask.slots or placement.slots,
-        type_k=ask.type_k or placement.type_k,
-        type_v=ask.type_v or placement.type_v,
+        **types,
         ubatch=placement.ubatch,
         policy=Policy(placement.policy),
         workers=min(placement.max_workers, MOST_DEVICES),

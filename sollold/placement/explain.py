@@ -9,6 +9,7 @@ from itertools import combinations
 from sollold.facts import dataclass
 from sollold.machine.device import PROCESSOR, Kind
 from sollold.models.footprint.footprint import Footprint
+from sollold.models.gguf.tensor_types import by_name
 from sollold.placement import context, cost_model
 from sollold.placement.evaluate import Candidate
 from sollold.placement.inventory import DeviceCapacity, Fleet, Machine
@@ -25,6 +26,7 @@ LEAST_BITS = 1.8
 _MAX_AWAY = 8
 """Machines that are tried together, of those that take no part."""
 _WIDER_THAN_Q8 = {"f32", "f16", "bf16"}
+_Q8_BLOCK = by_name("q8_0").block
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ def _remedies(
     ) -> Candidate | None:
         return choose(attempt, trial, footprint_with, correction).candidate
 
-    found = _settings_remedies(request, fits)
+    found = _settings_remedies(request, fits, quantized_cache=not footprint.head_size % _Q8_BLOCK)
 
     def fits_on(trial: Fleet) -> bool:
         return fits(request, trial) is not None
@@ -189,13 +191,19 @@ def _remedies(
 
 
 def _settings_remedies(
-    request: PlacementRequest, fits: Callable[[PlacementRequest], Candidate | None]
+    request: PlacementRequest,
+    fits: Callable[[PlacementRequest], Candidate | None],
+    *,
+    quantized_cache: bool,
 ) -> list[str]:
-    """Return the changes to the request or settings that help: each alone, or else the fewest together."""
+    """Return the changes to the request or settings that help: each alone, or else the fewest together.
+
+    ``quantized_cache``: whether llama.cpp can quantize the model's KV cache.
+    """
     changes: list[dict[str, object]] = []
     if request.context > context.LEAST:
         changes.append({"context": 0, "usual": request.context})
-    if {request.type_k, request.type_v} & _WIDER_THAN_Q8:
+    if quantized_cache and {request.type_k, request.type_v} & _WIDER_THAN_Q8:
         changes.append(dict.fromkeys(("type_k", "type_v"), "q8_0"))
     if not request.distributed:
         changes.append({"distributed": True})

@@ -10,6 +10,7 @@ from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
 from sollold.engines.commands import Deploy, Done, Release, Reserve
+from sollold.errors import Fault
 from sollold.leader.leader import Leader
 from sollold.leader.messages import Drop, Ensure, Verdict
 from sollold.machine.device import Device, Kind
@@ -17,6 +18,7 @@ from tests.leader.cluster import (
     ENSURE,
     SETTINGS,
     Cluster,
+    cpu_device,
     load,
     model,
     refuse,
@@ -378,6 +380,25 @@ async def test_a_threshold_distributes_a_model_that_fits_one_node() -> None:
     cluster.nodes["a"].endpoints.clear()
     preview = await cluster.planner.preview(ENSURE)
     assert preview.plan is not None and set(preview.plan.bytes_by_owner()) == {"a"}
+
+
+async def test_a_cache_that_the_models_heads_do_not_fit_is_refused_or_unquantized() -> None:
+    placement = replace(SETTINGS.placement, type_k="q8_0")
+    cluster = Cluster(replace(SETTINGS, placement=placement))
+    cluster.add("a", 3 * GIB, model())
+    cluster.shapes["d1"] = shape(n_embd=1280)
+    answer = await cluster.planner.ensure(replace(ENSURE, type_k="q4_0", type_v="q8_0"))
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, Fault.BAD_REQUEST.value)
+    assert "no KV cache in q4_0 and q8_0: its heads of 80 elements" in answer.message
+    plan = (await cluster.planner.preview(ENSURE)).plan
+    assert plan is not None
+    assert (plan.run.type_k, plan.run.type_v) == ("f16", "f16")
+    assert any("heads of 80 elements can't be quantized" in reason for reason in plan.reasons)
+    # Nor is it suggested where memory is short.
+    cluster.nodes["a"].ledger.measured(MeasuredMemory((cpu_device(600 * MIB),)))
+    preview = await cluster.planner.preview(replace(ENSURE, context=8192))
+    assert preview.missing is not None
+    assert not any("q8_0" in remedy for remedy in preview.missing.remedies)
 
 
 async def test_what_would_help_a_model_to_be_spread_is_tried_on_one_machine_too() -> None:

@@ -49,6 +49,7 @@ class Footprint:
         estimate: the architecture is unknown; all figures are conservative estimates.
         slots: maximum number of concurrent requests.
         recurrent: some layer keeps a recurrent state, from which no single token can be removed.
+        head_size: as in `Shape`.
         predicted: bytes read per token drafted by the model's own MTP layer; 0: it has none that can draft.
 
     ``_lent``: L entries: inputs of a device, in bytes, for the cache of a layer on another device.
@@ -76,6 +77,7 @@ class Footprint:
     estimate: bool
     slots: int
     recurrent: bool
+    head_size: int
     predicted: int
     _lent: tuple[int, ...]
     _demands: Demands
@@ -232,6 +234,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         estimate=not shape.known,
         slots=run.slots,
         recurrent=any(layer.recurrent for layer in shape.layers),
+        head_size=shape.head_size,
         predicted=predicting.read if predicting is not None else 0,
         _lent=tuple(lent),
         _demands=demands(shape, run, cells, flash),

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from sollold.facts import dataclass
 from sollold.models.footprint.block import Block
+from sollold.models.gguf.tensor_types import by_name
 
 ALIGNMENT = 128
 """Alignment of tensors in a device's buffer, in bytes: CUDA's; the CPU's, 32, is smaller."""
@@ -106,6 +109,17 @@ class Shape:
     def late(self) -> bool:
         """Whether outputs are selected only after the last block."""
         return any(layer.block is not None and layer.block.late for layer in self.layers)
+
+    @property
+    def head_size(self) -> int:
+        """Greatest common divisor of the elements of all attention heads; 0: unknown, or it has none."""
+        blocks = (layer.block for layer in self.layers if layer.k)
+        # The cache of multi-head latent attention has no heads.
+        return gcd(*(size for b in blocks if b is not None and not b.latent for size in (b.head_k, b.head_v)))
+
+    def takes_cache(self, *types: str) -> bool:
+        """Return whether llama.cpp can store heads in a KV cache of these types: in whole blocks only."""
+        return not any(self.head_size % by_name(name).block for name in types)
 
     @property
     def windowed(self) -> bool:
