@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from blockbuster import blockbuster_ctx
 
-from sollold.cluster.gossip.actions import Change, NodeEvent, PersistedState, PushPullWith
+from sollold.cluster.gossip.actions import Address, Change, NodeEvent, PersistedState, PushPullWith
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net import gossip_runner
 from sollold.cluster.net.mdns import Discovery
@@ -67,6 +67,20 @@ async def test_three_nodes_join_through_one_seed(nodes: Nodes) -> None:
 
     for node in nodes.running:
         await until(partial(publishes_links, node))
+
+
+async def test_a_seed_whose_name_server_is_silent_delays_no_other_seed(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolved(seed: Seed) -> tuple[Address, ...]:
+        if seed.port == hung.port:
+            await asyncio.Event().wait()
+        return ((seed.host, seed.port),)
+
+    hung, first = await nodes.start(1), await nodes.start(2)
+    monkeypatch.setattr("sollold.cluster.net.peer_finder.resolve", resolved)
+    third = await nodes.start(3, hung, first)
+    await until(lambda: len(third.live()) == 2)
 
 
 async def test_a_node_that_left_is_removed_at_once_and_calls_to_it_fail(nodes: Nodes) -> None:

@@ -197,15 +197,18 @@ class PeerFinder:
         attempt = LogAndRetry("the search for nodes", log)
         while True:
             with attempt:
-                for seed in seeds:
-                    self._seeds[seed] = addresses = await resolve(seed)
-                    if addresses:
-                        self.introduce(addresses, f"{seed.host}:{seed.port}")
+                # Together: a name server that does not answer delays no seed but its own.
+                await asyncio.gather(*map(self._try_seed, seeds))
                 if self._discovery is not None:
                     for node, addresses in self._discovery.seen().items():
                         self._announced(node, addresses)
                     self._check_multicast(self._discovery)
             await asyncio.sleep(_ROUND_SECONDS * random.uniform(0.9, 1.1))
+
+    async def _try_seed(self, seed: Seed) -> None:
+        self._seeds[seed] = addresses = await resolve(seed)
+        if addresses:
+            self.introduce(addresses, f"{seed.host}:{seed.port}")
 
     def _check_multicast(self, discovery: Discovery) -> None:
         """Find live nodes on our own networks that mDNS has not seen, as found in two consecutive rounds."""
