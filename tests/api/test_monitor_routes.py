@@ -307,8 +307,34 @@ async def test_histories_are_gathered_one_at_a_time(
 
     monkeypatch.setattr(Monitor, "histories", histories)
     url = await serve(parts())
-    await asyncio.gather(*(get(http, f"{url}/api/cluster/history") for _ in range(8)))
+    spans = (60 + count for count in range(8))
+    await asyncio.gather(*(get(http, f"{url}/api/cluster/history?seconds={span}") for span in spans))
     assert most == 1
+
+
+async def test_equal_requests_for_the_history_share_one(
+    serve: Serve, http: ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that does not answer delays each by seconds."""
+    begun, answered = 0, asyncio.Event()
+
+    async def histories(monitor: Monitor, span: HistoryRequest) -> list[NodeHistory]:
+        nonlocal begun
+        begun += 1
+        await answered.wait()
+        return []
+
+    monkeypatch.setattr(Monitor, "histories", histories)
+    url = await serve(parts())
+    asked = [asyncio.create_task(get(http, f"{url}/api/cluster/history")) for _ in range(8)]
+    await until(lambda: begun == 1)
+    asked[0].cancel()
+    await get(http, f"{url}/health")
+    answered.set()
+    assert [found["nodes"] for found in await asyncio.gather(*asked[1:])] == [[]] * 7
+    assert begun == 1
+    await get(http, f"{url}/api/cluster/history")
+    assert begun == 2
 
 
 async def test_history_of_the_cluster(serve: Serve, http: ClientSession) -> None:

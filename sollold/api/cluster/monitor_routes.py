@@ -20,6 +20,7 @@ from sollold.control.events import Event, as_object
 from sollold.control.history import FIRST_TOKEN, TOTALS, HistoryRequest, NodeHistory, bounded_request, totals
 from sollold.errors import Fault, Refusal
 from sollold.natural_order import natural
+from sollold.tasks import retrieve_error
 
 _DEFAULT_EVENTS = 100
 _PING_SECONDS = 15.0
@@ -48,6 +49,8 @@ class MonitorRoutes:
         """Number of open event streams by caller."""
         self._gathering = asyncio.Lock()
         """Limits histories, of megabytes from every node, to one at a time."""
+        self._histories: dict[HistoryRequest, asyncio.Task[bytes]] = {}
+        """Those being gathered: equal requests share one, since a silent node delays each by seconds."""
 
     def routes(self) -> list[Route]:
         """Return the route table."""
@@ -162,9 +165,16 @@ class MonitorRoutes:
     async def history(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/history``: series of the whole cluster and of each node."""
         span = bounded_request(_number(request, "seconds", 600), _number(request, "step", 0))
+        task = self._histories.get(span)
+        if task is None:
+            task = self._histories[span] = asyncio.create_task(self._gather(span), name="history")
+            task.add_done_callback(retrieve_error)
+            task.add_done_callback(lambda _: self._histories.pop(span, None))
+        return web.Response(body=await asyncio.shield(task), headers={"Content-Type": JSON})
+
+    async def _gather(self, span: HistoryRequest) -> bytes:
         async with self._gathering:
-            body = await self._history(span)
-        return web.Response(body=body, headers={"Content-Type": JSON})
+            return await self._history(span)
 
     async def _history(self, span: HistoryRequest) -> bytes:
         """Return the history of all nodes as JSON."""
