@@ -116,6 +116,31 @@ def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namesp
         # Printed and piped text is replaced where needed, so only arguments can cause this.
         print("sollold: an argument is not valid text in this locale's encoding", file=sys.stderr)
         return Exit.USAGE
+    except (LookupError, TypeError) as error:
+        release = _other_release(options)
+        if not release:
+            raise
+        from sollold import __version__
+
+        print(
+            f"sollold: the node runs sollold {release}, and this program, {__version__}, does not understand "
+            f"its answer ({type(error).__name__}: {error}): use the same release, or --json",
+            file=sys.stderr,
+        )
+        return Exit.FAILED
+
+
+def _other_release(options: argparse.Namespace) -> str:
+    """The release of the node that was asked; empty if it is this program's, or unknown."""
+    from sollold import __version__
+    from sollold.cli.asking import client
+
+    try:
+        nodes = client(options, timeout=5.0).get("/api/cluster")["nodes"]
+        found = next(str(node["release"]) for node in nodes if node["me"])
+    except Exception:
+        return ""
+    return found if found != __version__ else ""
 
 
 def _download_hint(options: argparse.Namespace, message: str) -> str:

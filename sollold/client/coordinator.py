@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any
 
+from sollold.client.errors import ClientError
 from sollold.facts import dataclass
 
 DISTRIBUTED = "llama.cpp-distributed"
@@ -46,13 +47,21 @@ class Coordinator:
 
 
 def coordinators_in(cluster: dict[str, Any], look: Callable[[str], bool] | None = None) -> list[Coordinator]:
-    """The coordinators in ``/api/cluster``, ready ones first."""
-    nodes = {node["node"]: node for node in cluster["nodes"]}
-    found = [
-        _coordinator(deployment, nodes, look)
-        for deployment in cluster["deployments"]
-        if deployment["backend"] == DISTRIBUTED
-    ]
+    """The coordinators in ``/api/cluster``, ready ones first.
+
+    Raises:
+        ClientError: a field is missing: the node runs another release.
+    """
+    try:
+        nodes = {node["node"]: node for node in cluster["nodes"]}
+        found = [
+            _coordinator(deployment, nodes, look)
+            for deployment in cluster["deployments"]
+            if deployment["backend"] == DISTRIBUTED
+        ]
+    except (LookupError, TypeError) as error:
+        text = f"the node's answer is not understood ({type(error).__name__}: {error})"
+        raise ClientError(f"{text}: use the same release of sollold here and there") from error
     return sorted(found, key=lambda c: c.state != "ready")
 
 

@@ -35,10 +35,10 @@ def cluster_stats(cluster: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> 
     running = {c.id for c in coordinators}
     stats["coordinator_uptime_seconds"] = max(
         (
-            float(deployment["uptime_seconds"])
+            float(deployment.get("uptime_seconds") or 0.0)
             for node in nodes.values()
             for deployment in node.get("deployments") or ()
-            if deployment["id"] in running
+            if deployment.get("id") in running
         ),
         default=0.0,
     )

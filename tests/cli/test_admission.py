@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from sollold import __version__
 from sollold.cli.exit import Exit
 from sollold.cli.main import main
 from sollold.cli.status import of_admission
@@ -37,6 +38,8 @@ class Daemon:
     rolled: dict[str, Any] = field(default_factory=lambda: dict(ROLLED))
     open: bool = True
     door: float = 0.0
+    state: dict[str, Any] = field(default_factory=dict)
+    """The answer to ``/api/cluster`` if it is not the usual one."""
     asked: list[tuple[str, Any]] = field(default_factory=list)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -44,7 +47,7 @@ class Daemon:
         if request.method == "POST" and path != "/pass":
             self.asked.append((path, json.loads(body)))
         nodes = [{**node(name), "door_until": self.door} for name in ("anna", "bert")]
-        state = {"nodes": nodes, "open": self.open}
+        state = self.state or {"nodes": nodes, "open": self.open}
         gone = {"node": "c" * 16, "name": "cleo", "state": "away"}
         answers: dict[str, Any] = {
             "": state,
@@ -69,6 +72,20 @@ async def daemon() -> AsyncIterator[Daemon]:
     made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     yield made
     await runner.cleanup()
+
+
+@pytest.mark.parametrize("command", [("status",), ("nodes",), ("ps",), ("cluster", "members")])
+async def test_an_answer_of_another_release_is_explained(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    """Its nodes have none of the fields that this release adds, or other ones."""
+    daemon.state = {"nodes": [{"node": "a" * 16, "me": True, "release": "0.0.9"}], "open": False}
+    assert await daemon.run(*command) == Exit.FAILED
+    error = capsys.readouterr().err
+    assert "the node runs sollold 0.0.9" in error and "use the same release" in error and "KeyError" in error
+    daemon.state = {"nodes": [{"node": "a" * 16, "me": True, "release": __version__}], "open": False}
+    with pytest.raises(KeyError):
+        await daemon.run(*command)
 
 
 async def test_evict_and_rotate_report_their_effects(

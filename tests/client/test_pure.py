@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sollold.client.coordinator import coordinators_in
+from sollold.client.errors import ClientError
 from sollold.client.events import Events
 from sollold.client.node_list import MOST_NODES, NodeList
 from sollold.client.received import Received
@@ -155,6 +156,12 @@ def test_a_coordinator_lists_the_placement_of_its_layers() -> None:
         ("10.0.0.9", 50052, 2),
     ]
     assert [(part["first"], part["last"]) for part in coordinator.layers] == [(0, 2), (3, 6), (7, 8)]
+
+
+def test_a_cluster_of_another_release_is_reported_as_that() -> None:
+    unknown = {key: value for key, value in deployment().items() if key != "placed"}
+    with pytest.raises(ClientError, match=r"placed.*use the same release"):
+        coordinators_in({"nodes": [node("1")], "deployments": [unknown]})
 
 
 def test_statistics_are_summed_over_the_nodes() -> None:
