@@ -36,7 +36,7 @@ from sollold.engines.commands import (
     Reserved,
     Unload,
 )
-from sollold.engines.install.find import Llama
+from sollold.engines.install.find import Llama, LlamaUnusable, look_at
 from sollold.engines.llamacpp.child_journal import Journal
 from sollold.engines.llamacpp.context import DeploymentContext
 from sollold.engines.llamacpp.deployment import Deployment
@@ -51,6 +51,7 @@ from sollold.machine.devices import DeviceMeter
 from sollold.machine.speed import cores
 from sollold.models.gguf.header import Header
 from sollold.models.model import Model
+from sollold.models.stores.patient_read import read_patiently
 from sollold.retry import LogAndRetry
 from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
@@ -144,7 +145,7 @@ class Agent:
         vanishes, the stream just ends.
         """
         server.method("reserve", Reserve, self._reserve)
-        server.method("commit", Commit, self.grants.commit)
+        server.method("commit", Commit, self._commit)
         server.method("fill", FillCache, self.grants.fill)
         server.method("renew", Renew, self.grants.renew)
         server.method("release", Release, self.grants.release)
@@ -217,8 +218,12 @@ class Agent:
             self._publisher.publish_exactly()
         return reserved
 
+    async def _commit(self, caller: str, request: Commit) -> Done:
+        refusal = await self._inspect_replaced()
+        return Done(False, refusal) if refusal else await self.grants.commit(caller, request)
+
     async def _deploy(self, caller: str, request: Deploy) -> Done:
-        refusal = await self.grants.obey(caller, request.term)
+        refusal = await self.grants.obey(caller, request.term) or await self._inspect_replaced()
         if refusal:
             return Done(False, refusal)
         if request.deployment in self.deployments.all:
@@ -311,6 +316,22 @@ class Agent:
         return response
 
     # Internal
+
+    async def _inspect_replaced(self) -> str:
+        """If llama.cpp was replaced, for example by an upgrade, inspect and use the new one: all nodes of a
+        deployment must run the same build. Return why it can't be used, or an empty string."""
+        llama = self._llama
+        try:
+            if llama is None or not await read_patiently(llama.replaced, llama.server):
+                return ""
+            found = await asyncio.to_thread(look_at, llama.server, llama.worker)
+        except LookupError as error:
+            return f"llama.cpp can't be used: {error}"
+        except LlamaUnusable as error:
+            return f"llama.cpp was replaced: {error}; restart sollold, which finds or builds another"
+        log.warning("llama.cpp %s was replaced by %s: %s", llama.build, found.build, found.server)
+        await self.use_llama(found)
+        return ""
 
     def _view_changed(self) -> None:
         """Handle a change in the cluster."""

@@ -16,7 +16,12 @@ try:
         score.write("500")
 except OSError:
     pass
-os.execvp(sys.argv[2], sys.argv[2:])
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    reason = "%s can't be run: %s (errno %d)" % (sys.argv[2], error.strerror, error.errno)
+    print(reason, file=sys.stderr, flush=True)
+    os._exit(127)
 """
 """Requests SIGKILL when the daemon dies, becomes the OOM killer's first choice (the daemon can then
 reload the model, while without the daemon everything stops), then executes the program. It is a separate

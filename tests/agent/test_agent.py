@@ -17,13 +17,14 @@ from sollold.agent.record_publisher import SMALL_SECONDS, _ignore_small_changes
 from sollold.cluster.gossip.record import Endpoint, State
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Commit, Deploy, Done, Reserve, Unload
-from sollold.engines.install.find import Llama
+from sollold.engines.install.find import Llama, look_at
 from sollold.engines.llamacpp.process_log import KEEP_DEPLOYMENTS
 from sollold.machine.device import Device, Kind
 from sollold.models.model import Model
 from sollold.settings.schema import GIB, MIB
 from tests.agent_cluster import MISSING_LLAMA, TERM, AgentCluster, plan, running_agents
 from tests.doubles import until
+from tests.engines.test_llama_setup import SERVER, Workshop
 
 MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
 
@@ -116,6 +117,20 @@ async def test_an_impossible_deployment_is_refused_with_the_reason(folder: Path)
         assert "the plan's head is b" in (await deploy(cluster, head="b")).reason
         assert "m:latest is no longer on this node" in (await deploy(cluster)).reason
         assert "older" in (await deploy(cluster, Term(0, "z"))).reason
+
+
+async def test_a_replaced_llama_is_inspected_before_it_is_used(folder: Path) -> None:
+    """As when somebody builds another version in its place while the daemon runs."""
+    workshop = Workshop(folder)
+    server, worker = folder / "made/llama-server", folder / "made/ggml-rpc-server"
+    async with running_agents(folder, look_at(server, worker), "a") as cluster:
+        await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+        workshop.program(server, SERVER.replace("11434", "11999"))
+        refused = await cluster.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b11434"))
+        assert "this node has llama.cpp b11999, the head b11434" in refused.reason
+        assert cluster.views["a"].me.build == "b11999"
+        server.unlink()
+        assert "llama.cpp was replaced" in (await deploy(cluster)).reason
 
 
 async def test_only_logs_of_old_ended_deployments_are_deleted(folder: Path) -> None:

@@ -153,7 +153,26 @@ async def test_a_child_ignores_sigpipe(folder: Path) -> None:
 async def test_a_missing_program_gives_a_reason(folder: Path) -> None:
     process = await begin(folder, str(folder / "nothing"))
     assert await process.exited != 0
-    assert "No such file" in exit_reason(process.exited.result(), process.last_lines())
+    reason = exit_reason(process.exited.result(), process.last_lines())
+    assert reason == (
+        f"{folder}/nothing can't be run: No such file or directory: it was removed or replaced; "
+        "restart sollold, which finds or builds another"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "words"),
+    [(b"#!/bin/sh\n", 0o600, "mounted noexec; set node.cache_dir"), (b"\x7fELF", 0o700, "it is damaged")],
+)
+async def test_a_program_that_cannot_be_executed_gives_a_reason(
+    folder: Path, content: bytes, mode: int, words: str
+) -> None:
+    program = folder / "program"
+    program.write_bytes(content)
+    program.chmod(mode)
+    process = await begin(folder, str(program))
+    assert await process.exited == 127
+    assert words in exit_reason(127, process.last_lines())
 
 
 async def test_a_failed_thread_start_gives_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,6 +360,7 @@ def test_each_port_is_given_once() -> None:
             ],
             "it was terminated by SIGABRT: the system allows this user no more threads or processes",
         ),
+        (-4, ["0.1 I done"], "instructions that this machine's processor does not have"),
         (0, [], "it exited with code 0"),
         (-99, ["x"], "it was terminated by signal 99: x"),
     ],

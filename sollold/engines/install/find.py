@@ -36,6 +36,7 @@ class Llama:
     Attributes:
         build: name as in the node's record: ``b11434``. Only equal builds are compatible.
         flags: options that ``llama-server`` supports, and `DRAFT_MTP` if it does.
+        stamp: identifies the programs' files as they were inspected; empty: unknown.
     """
 
     server: Path
@@ -43,6 +44,11 @@ class Llama:
     build: str
     commit: str
     flags: frozenset[str]
+    stamp: tuple[int, ...] = ()
+
+    def replaced(self) -> bool:
+        """Return whether other files have taken the programs' places, or they are gone. Blocks."""
+        return bool(self.stamp) and self.stamp != _stamp(self.server, self.worker)
 
 
 def find(settings: LlamaSettings, cache: Path) -> tuple[Llama | None, list[str]]:
@@ -74,6 +80,7 @@ def look_at(server: Path, worker: Path) -> Llama:
     for program in (server, worker):
         if not _is_file(program) or not os.access(program, os.X_OK):
             raise LlamaUnusable(f"{program} does not exist, or the daemon's user may not run it")
+    stamp = _stamp(server, worker)
     match = _VERSION.search(_ask(server, "--version"))
     if match is None:
         raise LlamaUnusable(f"{server} --version shows no build number")
@@ -88,7 +95,15 @@ def look_at(server: Path, worker: Path) -> Llama:
     number, commit = match.groups()
     # In a shallow clone the build number is always 1: then only the commit identifies the build.
     build = f"b{number}" if int(number) > 1 else f"b{number}-{commit}"
-    return Llama(server, worker, build, commit, flags)
+    return Llama(server, worker, build, commit, flags, stamp)
+
+
+def _stamp(*programs: Path) -> tuple[int, ...]:
+    try:
+        found = [program.stat() for program in programs]
+    except OSError:
+        return ()
+    return tuple(fact for s in found for fact in (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns))
 
 
 def _named(settings: LlamaSettings) -> Llama:

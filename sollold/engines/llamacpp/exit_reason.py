@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 from collections.abc import Sequence
@@ -18,6 +19,24 @@ _MEMORY = re.compile(
 )
 _THREADS = re.compile(r"what\(\):\s+Resource temporarily unavailable|pthread_create.*\bEAGAIN\b")
 """The C++ library's messages when a thread can't be started."""
+_NOT_RUN = re.compile(r"(.+ can't be run: .+) \(errno (\d+)\)")
+"""Output of `sollold.machine.child_guard` if the program can't be executed."""
+_REMOVED = "it was removed or replaced; restart sollold, which finds or builds another"
+_NOT_EXECUTABLE = (
+    "it is not executable, or its file system is mounted noexec; set node.cache_dir or llama.server"
+)
+_DAMAGED = "it is damaged or made for another kind of processor; remove it and restart sollold"
+_NOT_RUN_ADVICE = {
+    errno.ENOENT: _REMOVED,
+    errno.ENOTDIR: _REMOVED,
+    errno.EACCES: _NOT_EXECUTABLE,
+    errno.EPERM: _NOT_EXECUTABLE,
+    errno.ENOEXEC: _DAMAGED,
+}
+_ILLEGAL = (
+    "it was terminated by SIGILL: this llama.cpp uses instructions that this machine's processor does not "
+    "have; let sollold build one here (llama.build), or set llama.server to one that suits"
+)
 _PORT = re.compile(r"Failed to create server socket|couldn't bind|address already in use", re.IGNORECASE)
 _PROJECTOR = re.compile(
     r"failed to load (?:CLIP|multimodal) model|error: failed to load mmproj", re.IGNORECASE
@@ -72,9 +91,9 @@ def worker_was_lost(lines: Sequence[str]) -> bool:
 def exit_reason(code: int, lines: Sequence[str]) -> str:
     """Return a sentence from the exit ``code`` and the last ``lines`` of output.
 
-    The first message about memory takes precedence, then SIGKILL, SIGBUS and a lack of threads, then an
-    assertion or exception after a signal, then the first file that could not be loaded, then the last line
-    that looks like an error.
+    The first message about memory takes precedence, then SIGKILL, SIGBUS, SIGILL, a program that can't be run
+    and a lack of threads, then an assertion or exception after a signal, then the first file that could not
+    be loaded, then the last line that looks like an error.
     """
     clean = [line for line in lines if not _NOISE.search(line)]
     memory = next((line for line in clean if _MEMORY.search(line)), "")
@@ -84,6 +103,11 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
         return KILLED
     if code == -signal.SIGBUS:
         return UNREADABLE
+    if code == -signal.SIGILL:
+        return _ILLEGAL
+    if code == 127 and (match := next(filter(None, map(_NOT_RUN.fullmatch, clean)), None)):
+        advice = _NOT_RUN_ADVICE.get(int(match[2]), "")
+        return f"{match[1]}: {advice}" if advice else match[1]
     if any(_THREADS.search(line) for line in clean):
         return f"{_exit_text(code)}: {NO_THREADS}"
     ending = _exit_text(code)
