@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sollold.api.cluster.engine_families import EngineFamilies
+from sollold.api.cluster.metric_families import render_engine_metrics
 from sollold.control.engine_metrics import EngineText
 
 TEXT = """# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed.
@@ -19,7 +18,7 @@ llamacpp:requests_deferred 0
 
 def test_samples_are_labelled_by_model_and_families_appear_once() -> None:
     texts = [EngineText("d1", "demo:latest", TEXT.format(7)), EngineText("d2", "big:70b", TEXT.format(5))]
-    text = generate_latest(EngineFamilies(texts)).decode()
+    text = render_engine_metrics(texts).decode()
     assert text.count("# TYPE llamacpp:prompt_tokens_total counter") == 1
     found = {
         (sample.name, sample.labels["model"], sample.labels["deployment"]): sample.value
@@ -33,4 +32,4 @@ def test_samples_are_labelled_by_model_and_families_appear_once() -> None:
 
 def test_invalid_metrics_of_one_engine_are_skipped() -> None:
     texts = [EngineText("d1", "demo", "{{{ no such thing"), EngineText("d2", "big", TEXT.format(5))]
-    assert b'model="big"' in generate_latest(EngineFamilies(texts))
+    assert b'model="big"' in render_engine_metrics(texts)
