@@ -39,11 +39,11 @@ class DashboardRoutes:
         """Return the route table."""
         text = ("text/plain", "text/html")
         summary = "Health check; the dashboard for browsers"
-        rows = [Route(method, "/", self.root, summary, produces=text) for method in ("GET", "HEAD")]
+        rows = [Route(method, "/", self._root, summary, produces=text) for method in ("GET", "HEAD")]
         kinds = ("text/css", "text/javascript")
-        return [*rows, Route("GET", "/web/{file}", self.file, "The dashboard's files", produces=kinds)]
+        return [*rows, Route("GET", "/web/{file}", self._file, "The dashboard's files", produces=kinds)]
 
-    async def root(self, request: web.Request) -> web.Response:
+    async def _root(self, request: web.Request) -> web.Response:
         """``/``: the page for a browser, Ollama's greeting for all others."""
         if "text/html" in request.headers.get("Accept", ""):
             response = _answer(request, (await self._files())[_PAGE])
@@ -51,8 +51,7 @@ class DashboardRoutes:
             return response
         return web.Response(text="Ollama is running", headers={"Vary": "Accept"})
 
-    async def file(self, request: web.Request) -> web.Response:
-        """``/web/…``."""
+    async def _file(self, request: web.Request) -> web.Response:
         file = (await self._files()).get(request.match_info["file"])
         if file is None:
             raise web.HTTPNotFound

@@ -44,12 +44,11 @@ class AnthropicRoutes:
         sse = ("application/json", "text/event-stream")
         count = "/v1/messages/count_tokens"
         return [
-            route("POST", "/v1/messages", self.messages, "Chat completion", Messages, produces=sse),
-            route("POST", count, self.count_tokens, "Count the tokens of a prompt", Tokens),
+            route("POST", "/v1/messages", self._messages, "Chat completion", Messages, produces=sse),
+            route("POST", count, self._count_tokens, "Count the tokens of a prompt", Tokens),
         ]
 
-    async def messages(self, request: web.Request) -> web.StreamResponse:
-        """``/v1/messages``."""
+    async def _messages(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         parsed = as_type(body, Messages)
         listed = await find_placed(request, self._services, parsed.placement, parsed.model)
@@ -83,7 +82,7 @@ class AnthropicRoutes:
             request, self._context, ask, encoder(), gather=gather, warnings=(*notes, *prepared.warnings)
         ).run()
 
-    async def count_tokens(self, request: web.Request) -> web.StreamResponse:
+    async def _count_tokens(self, request: web.Request) -> web.StreamResponse:
         """``/v1/messages/count_tokens``: loads the model, whose own tokenizer counts the tokens."""
         body = await read_object(request)
         parsed = as_type(body, Tokens)

@@ -60,85 +60,76 @@ class AdmissionRoutes:
     def routes(self) -> list[Route]:
         """Return the route table."""
         return [
-            Route("POST", "/api/cluster/admit", self.admit, "Admit a waiting machine", AdmitBody),
-            Route("POST", "/api/cluster/door", self.door, "Admit new machines for a while", DoorBody),
+            Route("POST", "/api/cluster/admit", self._admit, "Admit a waiting machine", AdmitBody),
+            Route("POST", "/api/cluster/door", self._door, "Admit new machines for a while", DoorBody),
             Route(
                 "GET",
                 "/api/cluster/members",
-                self.members,
+                self._members,
                 "The cluster's members: present, away or evicted",
             ),
             Route(
                 "GET",
                 "/api/cluster/ca",
-                self.authority,
+                self._authority,
                 'The certificate authority of nodes with `http.tls = "cluster"`, in PEM',
             ),
-            Route("POST", "/api/cluster/rotate", self.rotate, "Give all members a new secret"),
+            Route("POST", "/api/cluster/rotate", self._rotate, "Give all members a new secret"),
             Route(
                 "POST",
                 "/api/cluster/evict",
-                self.evict,
+                self._evict,
                 "Evict a member, and give the others a new secret",
                 EvictBody,
             ),
-            Route("POST", "/api/cluster/secure", self.secure, "Give an open cluster a secret", SecureBody),
+            Route("POST", "/api/cluster/secure", self._secure, "Give an open cluster a secret", SecureBody),
             Route(
                 "POST",
                 "/api/cluster/invite",
-                self.invite,
+                self._invite,
                 "Create a code with which one machine may join at this node (from this machine only)",
             ),
             Route(
                 "POST",
                 "/api/cluster/join",
-                self.join,
+                self._join,
                 "Join a cluster with an invitation code (from this machine only)",
                 JoinBody,
             ),
         ]
 
-    async def admit(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/admit``."""
+    async def _admit(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), AdmitBody)
         admitted = await self._admission.admit(body.machine)
         return json_response(msgspec.to_builtins(admitted))
 
-    async def door(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/door``."""
+    async def _door(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), DoorBody)
         return json_response({"nodes": await self._admission.open_door(body.seconds)})
 
-    async def members(self, request: web.Request) -> web.Response:
-        """``GET /api/cluster/members``."""
+    async def _members(self, request: web.Request) -> web.Response:
         return json_response({"members": self._admission.secret.members()})
 
-    async def authority(self, request: web.Request) -> web.Response:
-        """``GET /api/cluster/ca``."""
+    async def _authority(self, request: web.Request) -> web.Response:
         return web.Response(text=self._admission.authority(), content_type="application/x-pem-file")
 
-    async def rotate(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/rotate``."""
+    async def _rotate(self, request: web.Request) -> web.Response:
         return _result(await self._admission.secret.rotate())
 
-    async def evict(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/evict``."""
+    async def _evict(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), EvictBody)
         member, rolled = await self._admission.secret.evict(body.machine)
         return _result(rolled, node=member.node, name=member.name)
 
-    async def secure(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/secure``."""
+    async def _secure(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), SecureBody)
         return _result(await self._admission.secret.secure(body.nodes))
 
-    async def invite(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/invite``."""
+    async def _invite(self, request: web.Request) -> web.Response:
         self._check_local(request)
         return json_response(msgspec.to_builtins(self._admission.invite()))
 
-    async def join(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/join``."""
+    async def _join(self, request: web.Request) -> web.Response:
         self._check_local(request)
         body = as_type(await read_object(request), JoinBody)
         return json_response({"name": await self._admission.join(body.code, body.seed)})

@@ -82,26 +82,25 @@ class BatchRoutes:
             Route(
                 "POST",
                 "/api/batch/embed",
-                self.embed,
+                self._embed,
                 "Embed up to 10,000 texts in the background",
                 BatchBody,
                 statuses=(202,),
                 inference=True,
             ),
-            Route("GET", "/api/batch/jobs", self.jobs, "The batches of this node"),
-            Route("GET", path, self.job, "Progress of a batch"),
-            Route("DELETE", path, self.cancel, "Cancel a batch"),
+            Route("GET", "/api/batch/jobs", self._jobs, "The batches of this node"),
+            Route("GET", path, self._job, "Progress of a batch"),
+            Route("DELETE", path, self._cancel, "Cancel a batch"),
             Route(
                 "GET",
                 "/api/batch/results/{id}",
-                self.results,
+                self._results,
                 "A batch's vectors, in pages",
                 query=(("offset", "Index of the first text"), ("limit", f"Vectors per page, at most {PAGE}")),
             ),
         ]
 
-    async def embed(self, request: web.Request) -> web.Response:
-        """``POST /api/batch/embed``."""
+    async def _embed(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), BatchBody)
         urgency = body.priority if body.priority is not None else BATCH_PRIORITY
         caller = caller_of(request, urgency, body.timeout)
@@ -140,23 +139,20 @@ class BatchRoutes:
         response.set_status(202)
         return response
 
-    async def jobs(self, request: web.Request) -> web.Response:
-        """``GET /api/batch/jobs``."""
+    async def _jobs(self, request: web.Request) -> web.Response:
         client = client_of(request)
         visible = [job for job in self._batches.jobs() if _may_see(client, job)]
         return json_response({"jobs": [job_object(job) for job in visible]})
 
-    async def job(self, request: web.Request) -> web.Response:
-        """``GET /api/batch/jobs/{id}``."""
-        return json_response(job_object(self._job(request)))
+    async def _job(self, request: web.Request) -> web.Response:
+        return json_response(job_object(self._job_of(request)))
 
-    async def cancel(self, request: web.Request) -> web.Response:
-        """``DELETE /api/batch/jobs/{id}``."""
-        return json_response(job_object(await self._batches.cancel(self._job(request).id)))
+    async def _cancel(self, request: web.Request) -> web.Response:
+        return json_response(job_object(await self._batches.cancel(self._job_of(request).id)))
 
-    async def results(self, request: web.Request) -> web.Response:
+    async def _results(self, request: web.Request) -> web.Response:
         """``GET /api/batch/results/{id}``: the vectors so far; null for those that are missing."""
-        job = self._job(request)
+        job = self._job_of(request)
         offset = _number(request, "offset", 0, job.total)
         limit = _number(request, "limit", PAGE, PAGE)
         page = job.vectors[offset : offset + limit]
@@ -170,7 +166,7 @@ class BatchRoutes:
         }
         return json_response(value)
 
-    def _job(self, request: web.Request) -> Job:
+    def _job_of(self, request: web.Request) -> Job:
         """Return the job that a request names, if the caller owns it or is an administrator.
 
         Raises:

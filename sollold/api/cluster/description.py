@@ -22,10 +22,9 @@ class DescriptionRoute:
 
     def route(self) -> Route:
         """Return the route."""
-        return Route("GET", "/openapi.json", self.show, "This description")
+        return Route("GET", "/openapi.json", self._show, "This description")
 
-    async def show(self, request: web.Request) -> web.Response:
-        """``/openapi.json``."""
+    async def _show(self, request: web.Request) -> web.Response:
         async with self._lock:
             self._text = self._text or await asyncio.to_thread(_encode, self._rows)
         return web.Response(body=self._text, headers={"Content-Type": JSON})

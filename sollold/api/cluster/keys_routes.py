@@ -67,35 +67,32 @@ class KeyRoutes:
         """Return the route table."""
         path = "/api/cluster/keys"
         return [
-            Route("GET", path, self.listed, "The API keys, without their secrets"),
-            Route("POST", path, self.create, "Create an API key; its secret is shown only once", NewKeyBody),
-            Route("DELETE", path, self.revoke, "Revoke an API key", KeyBody),
+            Route("GET", path, self._listed, "The API keys, without their secrets"),
+            Route("POST", path, self._create, "Create an API key; its secret is shown only once", NewKeyBody),
+            Route("DELETE", path, self._revoke, "Revoke an API key", KeyBody),
             Route(
                 "POST",
                 "/api/cluster/pass",
-                self.issue,
+                self._issue,
                 "Create a pass with which this machine's programs may call another member",
                 PassBody,
             ),
         ]
 
-    async def listed(self, request: web.Request) -> web.Response:
-        """``GET /api/cluster/keys``."""
+    async def _listed(self, request: web.Request) -> web.Response:
         keys = [key_object(key) for key in self._keys.all()]
         return json_response({"open": request.app[ACCESS].open, "keys": keys})
 
-    async def create(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/keys``."""
+    async def _create(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), NewKeyBody)
         key, secret = await self._keys.create(body.name, body.scope, body.seconds())
         return json_response({"key": secret, **key_object(key)})
 
-    async def revoke(self, request: web.Request) -> web.Response:
-        """``DELETE /api/cluster/keys``."""
+    async def _revoke(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), KeyBody)
         return json_response(key_object(await self._keys.revoke(body.name)))
 
-    async def issue(self, request: web.Request) -> web.Response:
+    async def _issue(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/pass``: only for programs of this machine, also if the caller has a key."""
         passes = self._services.passes
         if passes is None:

@@ -32,14 +32,13 @@ class Metrics:
             Route(
                 "GET",
                 "/metrics",
-                self.show,
+                self._show,
                 "Metrics for Prometheus",
                 produces=("text/plain",),
             )
         ]
 
-    async def show(self, request: web.Request) -> web.Response:
-        """``/metrics``."""
+    async def _show(self, request: web.Request) -> web.Response:
         self._requests += 1
         number = self._requests
         self._waiting += 1

@@ -58,7 +58,7 @@ class MonitorRoutes:
             Route(
                 "GET",
                 "/api/cluster/events",
-                self.events,
+                self._events,
                 "Events: joins, losses, elections, loads, resumed answers, drains (server-sent events)",
                 produces=("text/event-stream",),
                 query=(
@@ -76,7 +76,7 @@ class MonitorRoutes:
             Route(
                 "GET",
                 "/api/cluster/history",
-                self.history,
+                self._history,
                 "Tokens, requests, queue, first-token time and memory: the last hour by seconds, "
                 "the last day by minutes",
                 query=(
@@ -87,13 +87,13 @@ class MonitorRoutes:
             Route(
                 "GET",
                 "/api/cluster/requests",
-                self.requests,
+                self._requests,
                 "Requests through this node: those in progress and the last hundred",
             ),
             Route(
                 "POST",
                 "/api/cluster/forget",
-                self.forget,
+                self._forget,
                 "Remove a missing node from the list",
                 ForgetBody,
             ),
@@ -102,7 +102,7 @@ class MonitorRoutes:
             Route(
                 "GET",
                 "/api/cluster/prometheus-sd",
-                self.targets,
+                self._targets,
                 "The nodes as targets, for Prometheus' http_sd_configs",
             ),
         ]
@@ -111,11 +111,11 @@ class MonitorRoutes:
         """Return the health endpoints for a method: load balancers and monitors use either GET or HEAD."""
         text = "Whether the node accepts requests; 503 while it drains"
         return (
-            Route(method, "/health", self.health, "Whether the daemon works"),
-            Route(method, "/ready", self.ready, text, statuses=(503,)),
+            Route(method, "/health", self._health, "Whether the daemon works"),
+            Route(method, "/ready", self._ready, text, statuses=(503,)),
         )
 
-    async def events(self, request: web.Request) -> web.StreamResponse:
+    async def _events(self, request: web.Request) -> web.StreamResponse:
         """``GET /api/cluster/events``: past events, then new ones as they happen."""
         log = self._services.monitor.events
         after, last = _number(request, "after", -1, _MAX_ID_DIGITS), _number(request, "last", _DEFAULT_EVENTS)
@@ -162,7 +162,7 @@ class MonitorRoutes:
             return
         raise Refusal(Fault.UNAVAILABLE, reason, retry_after=10)
 
-    async def history(self, request: web.Request) -> web.Response:
+    async def _history(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/history``: series of the whole cluster and of each node."""
         span = bounded_request(_number(request, "seconds", 600), _number(request, "step", 0))
         task = self._histories.get(span)
@@ -174,9 +174,9 @@ class MonitorRoutes:
 
     async def _gather(self, span: HistoryRequest) -> bytes:
         async with self._gathering:
-            return await self._history(span)
+            return await self._encoded(span)
 
-    async def _history(self, span: HistoryRequest) -> bytes:
+    async def _encoded(self, span: HistoryRequest) -> bytes:
         """Return the history of all nodes as JSON."""
         nodes = await self._services.monitor.histories(span)
         points = span.seconds // span.step
@@ -191,24 +191,21 @@ class MonitorRoutes:
         # A day's history of twenty nodes takes some ten milliseconds to encode.
         return await asyncio.to_thread(msgspec.json.encode, value)
 
-    async def requests(self, request: web.Request) -> web.Response:
-        """``GET /api/cluster/requests``."""
+    async def _requests(self, request: web.Request) -> web.Response:
         return json_response({"active": self._inflight.shown(), "recent": self._inflight.recent()})
 
-    async def forget(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/forget``."""
+    async def _forget(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), ForgetBody)
         if not body.node:
             raise Refusal(Fault.BAD_REQUEST, "node is required: the id or name of a node that is offline")
         await self._services.monitor.forget(body.node)
         return json_response({"forgotten": body.node})
 
-    async def health(self, request: web.Request) -> web.Response:
+    async def _health(self, request: web.Request) -> web.Response:
         """``GET /health``: an answer is enough to show that the daemon works."""
         return json_response({"status": "ok"})
 
-    async def ready(self, request: web.Request) -> web.Response:
-        """``GET /ready``."""
+    async def _ready(self, request: web.Request) -> web.Response:
         me = self._services.cluster.me
         if me.draining:
             response = json_response({"status": "draining"}, {"Retry-After": "10"})
@@ -216,7 +213,7 @@ class MonitorRoutes:
             return response
         return json_response({"status": "ready"})
 
-    async def targets(self, request: web.Request) -> web.Response:
+    async def _targets(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/prometheus-sd``; missing nodes are listed too, so that their alert fires."""
         cluster, monitor = self._services.cluster, self._services.monitor
         missing = [node.record for node in monitor.offline() if not node.stopped]

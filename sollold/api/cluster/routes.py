@@ -108,39 +108,39 @@ class ClusterRoutes:
     def routes(self) -> list[Route]:
         """Return the route table."""
         return [
-            Route("GET", "/api/cluster", self.show, "Nodes, devices, deployments and the leader"),
-            Route("GET", "/api/cluster/stats", self.stats, "Counters of this node since its start"),
+            Route("GET", "/api/cluster", self._show, "Nodes, devices, deployments and the leader"),
+            Route("GET", "/api/cluster/stats", self._stats, "Counters of this node since its start"),
             Route(
                 "POST",
                 "/api/cluster/plan",
-                self.plan,
+                self._plan,
                 "Where a model would be placed, without loading it",
                 PlanBody,
             ),
             Route(
-                "POST", "/api/cluster/load", self.load, "Load a model and wait until it is ready", PlanBody
+                "POST", "/api/cluster/load", self._load, "Load a model and wait until it is ready", PlanBody
             ),
-            Route("POST", "/api/cluster/unload", self.unload, "Unload a model or a deployment", UnloadBody),
+            Route("POST", "/api/cluster/unload", self._unload, "Unload a model or a deployment", UnloadBody),
             Route(
                 "GET",
                 "/api/cluster/logs/{model:.+}",
-                self.logs,
+                self._logs,
                 "The last log lines of a model's engines, from every node that takes part",
                 query=(("lines", f"Lines per engine, at most {MOST_LINES}; default 50"),),
             ),
-            Route("GET", "/api/doctor", self.doctor, "Problems, and how to fix them"),
-            Route("POST", "/api/cluster/scan", self.scan, "Look for llama.cpp workers on the LAN"),
-            Route("POST", "/api/cluster/drain", self.drain, "Drain a node, or end a drain", DrainBody),
+            Route("GET", "/api/doctor", self._doctor, "Problems, and how to fix them"),
+            Route("POST", "/api/cluster/scan", self._scan, "Look for llama.cpp workers on the LAN"),
+            Route("POST", "/api/cluster/drain", self._drain, "Drain a node, or end a drain", DrainBody),
             Route(
                 "POST",
                 "/api/cluster/route",
-                self.route,
+                self._route,
                 "Which endpoints could answer for a model now",
                 RouteBody,
             ),
         ]
 
-    async def show(self, request: web.Request) -> web.Response:
+    async def _show(self, request: web.Request) -> web.Response:
         """``GET /api/cluster``; ``requests`` are those received by this node."""
         cluster = self._services.cluster
         offline = self._services.monitor.offline()
@@ -149,8 +149,7 @@ class ClusterRoutes:
         value["requests"] = self._inflight.shown()
         return json_response(value)
 
-    async def stats(self, request: web.Request) -> web.Response:
-        """``GET /api/cluster/stats``: statistics of this node only."""
+    async def _stats(self, request: web.Request) -> web.Response:
         return json_response(stats_object(self._services.cluster.me, self._services.counters, time.time()))
 
     async def _plan_body(self, request: web.Request) -> PlanBody:
@@ -166,15 +165,13 @@ class ClusterRoutes:
         body.model = await prepare_placement(request, self._services, body.placement) or body.model
         return body
 
-    async def plan(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/plan``."""
+    async def _plan(self, request: web.Request) -> web.Response:
         body = await self._plan_body(request)
         permit = partial(_permit_online, request)
         planned = await self._services.cluster.plan(body.ask(), online=body.online, permit=permit)
         return json_response({"ok": planned.ok, "reason": planned.reason, **planned.plan})
 
-    async def load(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/load``: responds when the model is ready."""
+    async def _load(self, request: web.Request) -> web.Response:
         cluster = self._services.cluster
         ask = (await self._plan_body(request)).ask()
         record, endpoint = await cluster.load(ask)
@@ -184,8 +181,7 @@ class ClusterRoutes:
             value["warnings"] = list(warnings)
         return json_response(value)
 
-    async def logs(self, request: web.Request) -> web.Response:
-        """``GET /api/cluster/logs/NAME?lines=50``."""
+    async def _logs(self, request: web.Request) -> web.Response:
         text = request.query.get("lines", "50")
         if not text.isascii() or not text.isdigit():
             raise Refusal(Fault.BAD_REQUEST, f"invalid lines: {text[:40]!r} is not a number")
@@ -193,20 +189,18 @@ class ClusterRoutes:
         logs = await self._services.logs.tail(request.match_info["model"], lines)
         return json_response({"logs": msgspec.to_builtins(logs)})
 
-    async def unload(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/unload``."""
+    async def _unload(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), UnloadBody)
         dropped = await self._services.cluster.unload(require_model(body.model), force=body.force)
         forgotten = {"forgotten": True} if dropped.forgotten else {}
         cancelled = {"cancelled": True} if dropped.cancelled else {}
         return json_response({"unloaded": len(dropped.ended)} | forgotten | cancelled)
 
-    async def doctor(self, request: web.Request) -> web.Response:
-        """``GET /api/doctor``."""
+    async def _doctor(self, request: web.Request) -> web.Response:
         findings = await self._services.findings()
         return json_response({"findings": [msgspec.to_builtins(finding) for finding in findings]})
 
-    async def scan(self, request: web.Request) -> web.Response:
+    async def _scan(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/scan``: responds when the scan is complete."""
         cluster = self._services.cluster
         configured = {worker.address for record in cluster.live() for worker in record.plain}
@@ -215,14 +209,12 @@ class ClusterRoutes:
             {"workers": [external_worker_object(w) | {"named": w.address in configured} for w in workers]}
         )
 
-    async def drain(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/drain``."""
+    async def _drain(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), DrainBody)
         await self._services.cluster.drain(body.node, on=body.on)
         return json_response({"node": body.node or self._services.cluster.me.name, "draining": body.on})
 
-    async def route(self, request: web.Request) -> web.Response:
-        """``POST /api/cluster/route``."""
+    async def _route(self, request: web.Request) -> web.Response:
         model = require_model(as_type(await read_object(request), RouteBody).model)
         try:
             listed = await self._services.library.find(model)

@@ -55,36 +55,34 @@ class OllamaModelRoutes:
         """Return the route table."""
         lines = partial(Route, produces=("application/json", "application/x-ndjson"))
         rows = [
-            Route("POST", "/api/show", self.show, "Details of a model", Named),
-            lines("POST", "/api/pull", self.pull, "Download a model", Named),
-            lines("POST", "/api/push", self.relay, "Push a model through an Ollama", Relayable),
-            lines("POST", "/api/create", self.create, "Create a model, or a second name", Create),
-            Route("POST", "/api/copy", self.copy, "Give a model a second name", Copy, produces=()),
-            Route("DELETE", "/api/delete", self.delete, "Remove a downloaded model", Delete, produces=()),
-            Route("POST", "/api/blobs/{digest}", self.relay, "Upload a blob to an Ollama", statuses=(201,)),
-            Route("HEAD", "/api/blobs/{digest}", self.relay, "Whether an Ollama has a blob"),
+            Route("POST", "/api/show", self._show, "Details of a model", Named),
+            lines("POST", "/api/pull", self._pull, "Download a model", Named),
+            lines("POST", "/api/push", self._relay, "Push a model through an Ollama", Relayable),
+            lines("POST", "/api/create", self._create, "Create a model, or a second name", Create),
+            Route("POST", "/api/copy", self._copy, "Give a model a second name", Copy, produces=()),
+            Route("DELETE", "/api/delete", self._delete, "Remove a downloaded model", Delete, produces=()),
+            Route("POST", "/api/blobs/{digest}", self._relay, "Upload a blob to an Ollama", statuses=(201,)),
+            Route("HEAD", "/api/blobs/{digest}", self._relay, "Whether an Ollama has a blob"),
         ]
         for method in ("GET", "HEAD"):
             rows += [
-                Route(method, "/api/tags", self.tags, "The models of the whole cluster"),
-                Route(method, "/api/ps", self.ps, "The models that are loaded"),
+                Route(method, "/api/tags", self._tags, "The models of the whole cluster"),
+                Route(method, "/api/ps", self._ps, "The models that are loaded"),
             ]
         return rows
 
-    async def tags(self, request: web.Request) -> web.Response:
+    async def _tags(self, request: web.Request) -> web.Response:
         """``/api/tags``; with ``?unusable=true`` including the models that can't be run."""
         unusable = request.query.get("unusable", "").lower() in ("1", "true", "yes")
         return json_response(
             tags(await self._services.library.models(), self._services.library.node_names, unusable=unusable)
         )
 
-    async def ps(self, request: web.Request) -> web.Response:
-        """``/api/ps``."""
+    async def _ps(self, request: web.Request) -> web.Response:
         library = self._services.library
         return json_response(ps(library.running(), await library.models(), time.time()))
 
-    async def show(self, request: web.Request) -> web.Response:
-        """``/api/show``."""
+    async def _show(self, request: web.Request) -> web.Response:
         _, parsed = await read_as(request, Named)
         listed = await self._services.library.find(parsed.wanted)
         # `ollama run` sends a conversation's settings, and shows the model with them applied.
@@ -130,8 +128,7 @@ class OllamaModelRoutes:
             log.info("the Ollama that has %s does not describe it: %s", listed.model.name, error)
             return None
 
-    async def pull(self, request: web.Request) -> web.StreamResponse:
-        """``/api/pull``."""
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
         _, parsed = await read_as(request, Named)
         name = parsed.wanted
         try:
@@ -175,7 +172,7 @@ class OllamaModelRoutes:
         await response.write_eof()
         return response
 
-    async def relay(self, request: web.Request, changed: dict[str, Any] | None = None) -> web.StreamResponse:
+    async def _relay(self, request: web.Request, changed: dict[str, Any] | None = None) -> web.StreamResponse:
         """Push, create and blobs: forward the request to an Ollama, with its own body or ``changed``."""
         relay = self._services.relay
         path = request.path if request.path.startswith("/api/") else request.path.removeprefix("/v1")
@@ -223,7 +220,7 @@ class OllamaModelRoutes:
             return
         raise Refusal(Fault.NOT_FOUND, _NOT_AT_OLLAMA.format(name=name))
 
-    async def create(self, request: web.Request) -> web.StreamResponse:
+    async def _create(self, request: web.Request) -> web.StreamResponse:
         """``/api/create``: forwarded to an Ollama; if no Ollama has the base model, creates a second name."""
         body = fold_keys(await read_object(request), Create)
         changed = None
@@ -239,7 +236,7 @@ class OllamaModelRoutes:
             base = None
         if base is None or base.model.source == "ollama":
             try:
-                return await self.relay(request, changed)
+                return await self._relay(request, changed)
             except Refusal as refusal:
                 if refusal.status != 501:
                     raise
@@ -257,16 +254,14 @@ class OllamaModelRoutes:
             return json_response(result)
         return web.Response(body=msgspec.json.encode(result) + b"\n", headers={"Content-Type": NDJSON})
 
-    async def copy(self, request: web.Request) -> web.Response:
-        """``/api/copy``."""
+    async def _copy(self, request: web.Request) -> web.Response:
         _, parsed = await read_as(request, Copy)
         source = require_model(parsed.source, "source")
         destination = require_model(parsed.destination, "destination")
         await self._services.library.copy(source, destination, parsed.nodes or ())
         return web.Response()
 
-    async def delete(self, request: web.Request) -> web.Response:
-        """``/api/delete``."""
+    async def _delete(self, request: web.Request) -> web.Response:
         _, parsed = await read_as(request, Delete)
         await self._services.library.delete(parsed.wanted, parsed.nodes or ())
         return web.Response()

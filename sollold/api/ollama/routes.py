@@ -68,40 +68,35 @@ class OllamaRoutes:
         ask = partial(Route, inference=True)
         kinds = ("application/json", "application/x-ndjson")
         rows = [
-            ask("POST", "/api/chat", self.chat, "Chat completion", Chat, produces=kinds),
-            ask("POST", "/api/generate", self.generate, "Continue a prompt", Generate, produces=kinds),
-            ask("POST", "/api/embed", self.embed, "Embeddings, normalised", Embed),
-            ask("POST", "/api/embeddings", self.embeddings, "One embedding, not normalised", Embeddings),
-            Route("POST", "/api/me", self.me, "Who is signed in at ollama.com: nobody", statuses=(401,)),
-            Route("GET", "/api/status", self.status, "Whether Ollama's cloud is used: it is not"),
-            Route("POST", "/api/signout", self.signout, "Sign out of ollama.com: nobody is signed in"),
+            ask("POST", "/api/chat", self._chat, "Chat completion", Chat, produces=kinds),
+            ask("POST", "/api/generate", self._generate, "Continue a prompt", Generate, produces=kinds),
+            ask("POST", "/api/embed", self._embed, "Embeddings, normalised", Embed),
+            ask("POST", "/api/embeddings", self._embeddings, "One embedding, not normalised", Embeddings),
+            Route("POST", "/api/me", self._me, "Who is signed in at ollama.com: nobody", statuses=(401,)),
+            Route("GET", "/api/status", self._status, "Whether Ollama's cloud is used: it is not"),
+            Route("POST", "/api/signout", self._signout, "Sign out of ollama.com: nobody is signed in"),
         ]
         for method in ("GET", "HEAD"):
             rows += [
-                Route(method, "/api/version", self.version, "The version of Ollama's API spoken here"),
+                Route(method, "/api/version", self._version, "The version of Ollama's API spoken here"),
             ]
         return rows
 
-    async def version(self, request: web.Request) -> web.Response:
-        """``/api/version``."""
+    async def _version(self, request: web.Request) -> web.Response:
         return json_response({"version": VERSION})
 
-    async def me(self, request: web.Request) -> web.Response:
-        """``/api/me``: a node has no account at ollama.com."""
+    async def _me(self, request: web.Request) -> web.Response:
         response = json_response({"error": "unauthorized: this server has no accounts at ollama.com"})
         response.set_status(401)
         return response
 
-    async def status(self, request: web.Request) -> web.Response:
-        """``/api/status``: Ollama's cloud is never used."""
+    async def _status(self, request: web.Request) -> web.Response:
         return json_response({"cloud": {"disabled": True, "source": "none"}})
 
-    async def signout(self, request: web.Request) -> web.Response:
-        """``/api/signout``: there is nothing to do."""
+    async def _signout(self, request: web.Request) -> web.Response:
         return json_response({"status": "nobody is signed in: this server has no accounts at ollama.com"})
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        """``/api/chat``."""
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
         started = time.monotonic()
         body, chat = await read_as(request, Chat)
         caller = caller_of(request, chat.priority, chat.timeout)
@@ -127,8 +122,7 @@ class OllamaRoutes:
         warnings = (*ignored, *option_warnings(chat.options), *prepared.warnings)
         return await self._reply(request, ask, lines, chat, options, started, warnings)
 
-    async def generate(self, request: web.Request) -> web.StreamResponse:
-        """``/api/generate``."""
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
         started = time.monotonic()
         body, generate = await read_as(request, Generate)
         caller = caller_of(request, generate.priority, generate.timeout)
@@ -237,8 +231,7 @@ class OllamaRoutes:
         encoder = LoadEncoder(lines, started)
         return await Reply(request, self._context, ask, encoder).run()
 
-    async def embed(self, request: web.Request) -> web.Response:
-        """``/api/embed``."""
+    async def _embed(self, request: web.Request) -> web.Response:
         started = time.monotonic()
         body, embed = await read_as(request, Embed)
         caller = caller_of(request, embed.priority, embed.timeout)
@@ -267,8 +260,7 @@ class OllamaRoutes:
         answer["_routing"] = routing_object(embedded.routing, started)
         return json_response(answer, routing_headers(embedded.routing))
 
-    async def embeddings(self, request: web.Request) -> web.Response:
-        """``/api/embeddings``: embeds one text, not normalised."""
+    async def _embeddings(self, request: web.Request) -> web.Response:
         started = time.monotonic()
         body, embed = await read_as(request, Embeddings)
         caller = caller_of(request, embed.priority, embed.timeout)

@@ -54,14 +54,14 @@ class ResponsesRoutes:
         count = partial(Route, inference=True)
         ask = partial(count, produces=sse)
         return [
-            ask("POST", "/v1/responses", self.create, "Create a response", ResponseAsk),
-            count("POST", "/v1/responses/input_tokens", self.count, "Count an input's tokens", ResponseAsk),
-            Route("GET", path, self.show, "A recent response"),
-            Route("DELETE", path, self.delete, "Delete a stored response"),
+            ask("POST", "/v1/responses", self._create, "Create a response", ResponseAsk),
+            count("POST", "/v1/responses/input_tokens", self._count, "Count an input's tokens", ResponseAsk),
+            Route("GET", path, self._show, "A recent response"),
+            Route("DELETE", path, self._delete, "Delete a stored response"),
             Route(
                 "GET",
                 path + "/input_items",
-                self.input_items,
+                self._input_items,
                 "The input of a recent response",
                 query=(
                     ("limit", "Maximum number of items, from 1 to 100; default 20"),
@@ -70,12 +70,11 @@ class ResponsesRoutes:
                 ),
                 string_query=("order", "after"),
             ),
-            Route("POST", path + "/cancel", self.cancel, "Refused: nothing runs in the background"),
-            Route("POST", "/v1/responses/compact", self.compact, "Refused: use truncation"),
+            Route("POST", path + "/cancel", self._cancel, "Refused: nothing runs in the background"),
+            Route("POST", "/v1/responses/compact", self._compact, "Refused: use truncation"),
         ]
 
-    async def create(self, request: web.Request) -> web.StreamResponse:
-        """``POST /v1/responses``."""
+    async def _create(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         parsed = as_type(body, ResponseAsk)
         listed = await find_placed(request, self._services, parsed.placement, parsed.model)
@@ -111,8 +110,7 @@ class ResponsesRoutes:
             context = replace(context, service=TruncatingService(context.service))
         return await Reply(request, context, ask, encoder(), gather=gather, warnings=warnings).run()
 
-    async def count(self, request: web.Request) -> web.StreamResponse:
-        """``POST /v1/responses/input_tokens``."""
+    async def _count(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         parsed = as_type(body, ResponseAsk)
         listed = await self._services.library.find(require_model(parsed.model))
@@ -184,27 +182,23 @@ class ResponsesRoutes:
             raise Refusal(Fault.BAD_REQUEST, message, status=404)
         return found
 
-    async def show(self, request: web.Request) -> web.Response:
-        """``GET /v1/responses/{id}``."""
+    async def _show(self, request: web.Request) -> web.Response:
         if request.query.get("stream", "false").lower() not in ("false", "0"):
             raise Refusal(
                 Fault.BAD_REQUEST, "stream is not supported here: the response is complete, omit stream"
             )
         return json_response((await self._stored(request)).response)
 
-    async def delete(self, request: web.Request) -> web.Response:
-        """``DELETE /v1/responses/{id}``."""
+    async def _delete(self, request: web.Request) -> web.Response:
         found = await self._stored(request, delete=True)
         return json_response({"id": found.response["id"], "object": "response", "deleted": True})
 
-    async def input_items(self, request: web.Request) -> web.Response:
-        """``GET /v1/responses/{id}/input_items``."""
+    async def _input_items(self, request: web.Request) -> web.Response:
         stored = await self._stored(request)
         items = listed_items(stored.items, partial(input_id, str(stored.response["id"])))
         return json_response(page(items, request.query))
 
-    async def cancel(self, request: web.Request) -> web.Response:
-        """``POST /v1/responses/{id}/cancel``: refused, since only background responses can be cancelled."""
+    async def _cancel(self, request: web.Request) -> web.Response:
         await self._stored(request)
         raise Refusal(
             Fault.BAD_REQUEST,
@@ -212,8 +206,7 @@ class ResponsesRoutes:
             "To end one in progress, close its connection",
         )
 
-    async def compact(self, request: web.Request) -> web.Response:
-        """``POST /v1/responses/compact``: refused; the caller can ask a model for a summary."""
+    async def _compact(self, request: web.Request) -> web.Response:
         raise Refusal(
             Fault.BAD_REQUEST,
             "compact is not supported: ask a model to summarise the conversation, "

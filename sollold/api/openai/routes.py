@@ -124,24 +124,24 @@ class OpenAiRoutes:
         ask = partial(Route, inference=True)
         stream = partial(ask, produces=sse)
         return [
-            stream("POST", "/v1/chat/completions", self.chat, "Chat completion", ChatCompletion),
-            stream("POST", "/v1/completions", self.completions, "Continue a prompt", Completion),
-            ask("POST", "/v1/embeddings", self.embeddings, "Embeddings", EmbeddingAsk),
+            stream("POST", "/v1/chat/completions", self._chat, "Chat completion", ChatCompletion),
+            stream("POST", "/v1/completions", self._completions, "Continue a prompt", Completion),
+            ask("POST", "/v1/embeddings", self._embeddings, "Embeddings", EmbeddingAsk),
             Route(
                 "GET",
                 "/v1/models",
-                self.models,
+                self._models,
                 "The models of the whole cluster",
                 query=_PAGES,
                 string_query=("after_id", "before_id"),
             ),
-            Route("GET", "/v1/models/{model:.+}", self.model, "One model"),
-            ask("POST", "/v1/rerank", self.rerank, "Rank documents by relevance to a query", Rerank),
-            ask("POST", "/rerank", self.rerank, "Rank documents by relevance to a query", Rerank),
-            ask("POST", "/tokenize", self.tokenize, "Convert text to tokens", Tokenize),
-            ask("POST", "/detokenize", self.detokenize, "Convert tokens to text", Detokenize),
-            stream("POST", "/infill", self.infill, "Fill in the text between a prefix and a suffix", Infill),
-            ask("POST", "/apply-template", self.apply_template, "Apply a chat template", ApplyTemplate),
+            Route("GET", "/v1/models/{model:.+}", self._model, "One model"),
+            ask("POST", "/v1/rerank", self._rerank, "Rank documents by relevance to a query", Rerank),
+            ask("POST", "/rerank", self._rerank, "Rank documents by relevance to a query", Rerank),
+            ask("POST", "/tokenize", self._tokenize, "Convert text to tokens", Tokenize),
+            ask("POST", "/detokenize", self._detokenize, "Convert tokens to text", Detokenize),
+            stream("POST", "/infill", self._infill, "Fill in the text between a prefix and a suffix", Infill),
+            ask("POST", "/apply-template", self._apply_template, "Apply a chat template", ApplyTemplate),
         ]
 
     async def _find(self, name: str) -> Listed:
@@ -218,8 +218,7 @@ class OpenAiRoutes:
             warnings=all_warnings,
         ).run()
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        """``/v1/chat/completions``."""
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
         body, ignored = with_own_constraints(await read_object(request), chat=True)
         chat = as_type(body, ChatCompletion)
         ignored += chat_warnings(body, chat)
@@ -264,8 +263,7 @@ class OpenAiRoutes:
             gathers=gathers,
         )
 
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        """``/v1/completions``."""
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
         body, ignored = with_own_constraints(await read_object(request), chat=False)
         ask = as_type(body, Completion)
         ignored += completion_warnings(body)
@@ -313,8 +311,7 @@ class OpenAiRoutes:
             gathers=gathers,
         )
 
-    async def embeddings(self, request: web.Request) -> web.StreamResponse:
-        """``/v1/embeddings``."""
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         ask = as_type(body, EmbeddingAsk)
         listed = await self._find(ask.model)
@@ -340,16 +337,14 @@ class OpenAiRoutes:
             warnings=embedding_warnings(body),
         )
 
-    async def models(self, request: web.Request) -> web.Response:
-        """``/v1/models``."""
+    async def _models(self, request: web.Request) -> web.Response:
         models = [listed for listed in await self._services.library.models() if not listed.model.unusable]
         if "anthropic-version" in request.headers:
             return json_response(model_page([anthropic_model_object(m) for m in models], request.query))
         names = self._services.library.node_names
         return json_response({"object": "list", "data": [model_object(listed, names) for listed in models]})
 
-    async def model(self, request: web.Request) -> web.Response:
-        """``/v1/models/{model}``."""
+    async def _model(self, request: web.Request) -> web.Response:
         name = require_model(request.match_info["model"])
         listed = await self._services.library.find(name)
         if "anthropic-version" in request.headers:
@@ -357,8 +352,7 @@ class OpenAiRoutes:
         # Under the requested name, as an Ollama does: clients compare the two.
         return json_response({**model_object(listed, self._services.library.node_names), "id": name})
 
-    async def rerank(self, request: web.Request) -> web.StreamResponse:
-        """``/v1/rerank``."""
+    async def _rerank(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         ask = as_type(body, Rerank)
         engine = rerank_body(body, ask)
@@ -370,8 +364,7 @@ class OpenAiRoutes:
         path = "/v1/rerank"
         return await self._llama_only(request, engine, listed, path, ask, embedding=True, change=change)
 
-    async def tokenize(self, request: web.Request) -> web.StreamResponse:
-        """``/tokenize``."""
+    async def _tokenize(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         ask = as_type(body, Tokenize)
         if ask.content is None:
@@ -381,8 +374,7 @@ class OpenAiRoutes:
             check_pieces(ask.content)
         return await self._llama_only(request, body, await self._find(ask.model), "/tokenize", ask)
 
-    async def detokenize(self, request: web.Request) -> web.StreamResponse:
-        """``/detokenize``."""
+    async def _detokenize(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         ask = as_type(body, Detokenize)
         if ask.tokens is None:
@@ -392,8 +384,7 @@ class OpenAiRoutes:
         check_in_vocabulary(ask.tokens, listed.model)
         return await self._llama_only(request, body, listed, "/detokenize", ask)
 
-    async def infill(self, request: web.Request) -> web.StreamResponse:
-        """``/infill``."""
+    async def _infill(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         ask = as_type(body, Infill)
         if ask.input_prefix is None or ask.input_suffix is None:
@@ -407,8 +398,7 @@ class OpenAiRoutes:
             stream=bool(ask.stream),
         )
 
-    async def apply_template(self, request: web.Request) -> web.StreamResponse:
-        """``/apply-template``."""
+    async def _apply_template(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         ask = as_type(body, ApplyTemplate)
         if not ask.messages:
