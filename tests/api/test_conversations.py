@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.api.engine.conversation import flatten, merge_answers, results_in_order, tidy
-from sollold.api.engine.template_fallback import template_refusal
+from sollold.api.engine.tolerant import template_refusal
 from sollold.errors import Fault, Refusal
 from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve

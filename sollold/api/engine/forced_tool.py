@@ -10,17 +10,16 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from sollold.api.engine.begun_answer import begins_with_call
 from sollold.api.engine.chunks import edit_each
-from sollold.api.engine.retry import end_of, ending
+from sollold.api.engine.retry import end_of, ending, with_llama_body
 from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
-from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
+from sollold.serving.request import Answer, Ask, Engine, Service, Waiting
 
 _BEGINNING = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*', re.DOTALL)
 _OPENING_FENCE = re.compile(r"\s*+```(?:json)?\s*+")
@@ -37,9 +36,9 @@ class ForcedToolService:
         call = ask.calls.get(Engine.LLAMA)
         if call is None or not _is_forced(ask, call.body):
             return self.service.open(ask, on_wait)
-        return self._open_forced(ask, on_wait, call)
+        return self._open_forced(ask, on_wait, call.body["tools"])
 
-    async def _open_forced(self, ask: Ask, on_wait: Callable[[Waiting], None], call: Call) -> Answer:
+    async def _open_forced(self, ask: Ask, on_wait: Callable[[Waiting], None], tools: list[Any]) -> Answer:
         end = end_of(ask)
         answer = await self.service.open(ask, on_wait)
         if answer.routing.engine is not Engine.LLAMA:
@@ -48,7 +47,7 @@ class ForcedToolService:
         if calls:
             return answer
         await answer.end()
-        forced = replace(ask, calls={**ask.calls, Engine.LLAMA: Call(call.path, _as_format(call.body))})
+        forced = with_llama_body(ask, {"tool_choice": "none", "response_format": _as_format(tools)})
         try:
             answer = await self.service.open(ending(forced, end), on_wait)
         except Refusal as refusal:
@@ -72,14 +71,13 @@ def _is_forced(ask: Ask, body: dict[str, Any]) -> bool:
     return not thinks and "response_format" not in body and "continue_final_message" not in body
 
 
-def _as_format(body: dict[str, Any]) -> dict[str, Any]:
-    tools = body["tools"]
+def _as_format(tools: list[Any]) -> dict[str, Any]:
+    """Return the response format of a call of one of ``tools``."""
     if len(tools) == 1:
         schema = _call_schema(tools[0]["function"], "#")
     else:
         schema = {"anyOf": [_call_schema(t["function"], f"#/anyOf/{i}") for i, t in enumerate(tools)]}
-    format_ = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
-    return {**body, "tool_choice": "none", "response_format": format_}
+    return {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
 
 
 def _call_schema(function: dict[str, Any], location: str) -> dict[str, Any]:

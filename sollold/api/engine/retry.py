@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from sollold.errors import Fault, Refusal
-from sollold.serving.request import Answer, Ask, Service, Waiting
+from sollold.serving.request import Answer, Ask, Engine, Service, Waiting
 
 
 def end_of(ask: Ask) -> float:
@@ -18,6 +19,12 @@ def end_of(ask: Ask) -> float:
 def ending(ask: Ask, end: float) -> Ask:
     """Return ``ask`` for another try, with the time left until ``end`` as its deadline; 0.0: it has none."""
     return replace(ask, deadline=max(0.001, end - time.monotonic())) if end else ask
+
+
+def with_llama_body(ask: Ask, changes: Mapping[str, Any]) -> Ask:
+    """Return ``ask`` with ``changes`` in the body of its call to llama-server, which it must have."""
+    call = ask.calls[Engine.LLAMA]
+    return replace(ask, calls={**ask.calls, Engine.LLAMA: replace(call, body={**call.body, **changes})})
 
 
 class RevisingService:

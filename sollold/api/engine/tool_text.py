@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from sollold.api.engine.retry import end_of, ending
+from sollold.api.engine.retry import end_of, ending, with_llama_body
 from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
-from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
+from sollold.serving.request import Answer, Ask, Engine, Service, Waiting
 
 _UNPARSED = "does not match the expected"
 _END = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
@@ -30,17 +29,16 @@ class ToolTextService:
         call = ask.calls.get(Engine.LLAMA)
         if call is None or not call.body.get("tools"):
             return self.service.open(ask, on_wait)
-        return self._open_with_tools(ask, on_wait, call)
+        return self._open_with_tools(ask, on_wait)
 
-    async def _open_with_tools(self, ask: Ask, on_wait: Callable[[Waiting], None], call: Call) -> Answer:
+    async def _open_with_tools(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
         end = end_of(ask)
         try:
             answer = await self.service.open(ask, on_wait)
         except Refusal as refusal:
             if not _is_unparsed(refusal):
                 raise
-            plain = Call(call.path, {**call.body, "tool_choice": "none"})
-            uncalled = replace(ask, calls={**ask.calls, Engine.LLAMA: plain})
+            uncalled = with_llama_body(ask, {"tool_choice": "none"})
             return await self.service.open(ending(uncalled, end), on_wait)
         if answer.routing.engine is Engine.LLAMA and ask.stream:
             return Answer(answer.routing, pushed(_end_cleanly(answer.batches)), answer.close)

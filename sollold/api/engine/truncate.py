@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from sollold.api.engine.conversation import Message, oldest_exchanges, without
-from sollold.api.engine.retry import RevisingService
+from sollold.api.engine.retry import RevisingService, with_llama_body
 from sollold.api.engine.tokenize import TokenizerClient
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Ask, Call, Engine, Service, longest_input
@@ -57,13 +56,13 @@ class TruncatingService(RevisingService):
         if context is None or call is None:
             return None
         try:
-            shorter = await self._shorter(ask, call, context, attempt)
+            shortened = await self._shortened(ask, call, context, attempt)
         except Refusal as counting:
             if counting.fault is Fault.ENGINE:
                 # Its tokens can't be counted: report the first refusal, which the caller can act on.
                 return None
             raise
-        return None if shorter is None else replace(ask, calls={**ask.calls, Engine.LLAMA: shorter})
+        return None if shortened is None else with_llama_body(ask, shortened)
 
     def _warnings(self, first: Ask, last: Ask) -> tuple[str, ...]:
         original, shortened = first.calls.get(Engine.LLAMA), last.calls.get(Engine.LLAMA)
@@ -71,16 +70,16 @@ class TruncatingService(RevisingService):
             return ()
         return (f"the prompt is longer than the context: {_omissions(original.body, shortened.body)}",)
 
-    async def _shorter(self, ask: Ask, call: Call, context: int, attempt: int) -> Call | None:
-        """Return ``call`` shortened to fit into ``context`` tokens; None if that is impossible."""
+    async def _shortened(self, ask: Ask, call: Call, context: int, attempt: int) -> dict[str, Any] | None:
+        """Return a field with which ``call`` fits into ``context`` tokens; None if that is impossible."""
         body = call.body
         tokenizer = TokenizerClient(self.service, ask)
         if call.path == "/v1/embeddings":
-            return Call(call.path, {**body, "input": await _cut_inputs(tokenizer, body["input"], context)})
+            return {"input": await _cut_inputs(tokenizer, body["input"], context)}
         room = max(1, room_for_prompt(context, body.get("n_predict")) - attempt * _MARGIN_TOKENS)
         if "messages" in body:
             messages = await _fitting(tokenizer, body, room)
-            return None if messages is None else Call(call.path, {**body, "messages": messages})
+            return None if messages is None else {"messages": messages}
         if "prompt" not in body:
             return None
         prompt = _cut_middle(body["prompt"], room if self._keep < 0 else min(self._keep, room), room)
@@ -92,7 +91,7 @@ class TruncatingService(RevisingService):
             if self._keep >= 0 and tokens[: len(begin_tokens)] == begin_tokens
             else self._keep
         )
-        return Call(call.path, {**body, "prompt": first_and_last(tokens, keep, room)})
+        return {"prompt": first_and_last(tokens, keep, room)}
 
 
 def _cut_middle(prompt: Any, first: int, last: int) -> Any:
