@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollold.api.engine.infill_events import read_infilled
+from sollold.api.engine.chunks import read_infilled
 from sollold.engines.install.find import Llama
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Call, Engine

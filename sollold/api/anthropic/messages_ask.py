@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.fields import CallerFields
 from sollold.api.engine.number_ranges import Limit, Share, Small, Temperature
 from sollold.api.engine.placement import PlacementBody
 
@@ -38,7 +39,7 @@ class Turn(msgspec.Struct):
     content: str | list[dict[str, Any]] | None = None
 
 
-class Tokens(msgspec.Struct, kw_only=True):
+class Tokens(CallerFields, kw_only=True):
     """``POST /v1/messages/count_tokens``."""
 
     model: str = ""
@@ -61,8 +62,5 @@ class Messages(Tokens, kw_only=True):
     top_k: Small | None = None
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None
-    priority: int | str | None = None
-    timeout: float | str | None = None
-    keep_alive: float | str | None = None
     num_ctx: Small | None = None
     placement: PlacementBody | None = None

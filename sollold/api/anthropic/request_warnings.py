@@ -6,8 +6,13 @@ from typing import Any
 
 from sollold.api.anthropic.blocks import unknown_kinds, wants_citations
 from sollold.api.anthropic.messages_ask import Messages
-from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
-from sollold.api.engine.ollama_notes import tool_notes, without_effect
+from sollold.api.engine.ignored_fields import (
+    OF_THE_CALLER,
+    ignored_fields,
+    ignored_parts,
+    tool_notes,
+    without_effect,
+)
 
 _FIELDS = frozenset({*Messages.__struct_fields__, *OF_THE_CALLER})
 _PARTS = {

@@ -90,11 +90,11 @@ class AnthropicRoutes:
         plain = {**prompt_body(parsed, without_modelfile(listed.model)), "model": parsed.model}
         native = {key: value for key, value in plain.items() if key not in _LLAMA_ONLY}
         engine = prompt_body(parsed, listed.model)
-        caller = caller_of(request, body.get("priority"), body.get("timeout"))
+        caller = caller_of(request, parsed.priority, parsed.timeout)
 
         def build() -> Ask:
             calls = count_calls(listed.model, engine, native)
-            return build_ask(caller, parsed.model, listed, calls, keep_alive=body.get("keep_alive"))
+            return build_ask(caller, parsed.model, listed, calls, keep_alive=parsed.keep_alive)
 
         ask = await off_loop(request, body, build)
         warnings = (*tool_warnings(parsed), *message_warnings(body))

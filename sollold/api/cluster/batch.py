@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from sollold.api.engine.calls import build_ask
 from sollold.api.engine.embeddings import Embedder, rows_as_json, shortened
-from sollold.api.engine.fields import refuse_reranker, require_model
+from sollold.api.engine.fields import CallerFields, refuse_reranker, require_model
 from sollold.api.http.access import ACCESS, Client, client_of
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of
@@ -37,7 +36,7 @@ PAGE = 1000
 """Maximum number of vectors in one response of results."""
 
 
-class BatchBody(msgspec.Struct, kw_only=True):
+class BatchBody(CallerFields, kw_only=True):
     """``POST /api/batch/embed``."""
 
     model: str = ""
@@ -45,9 +44,6 @@ class BatchBody(msgspec.Struct, kw_only=True):
     documents: list[str] | None = None
     dimensions: int | None = None
     truncate: bool | None = None
-    keep_alive: float | str | None = None
-    priority: int | str | None = None
-    timeout: float | str | None = None
 
 
 def job_object(job: Job) -> dict[str, Any]:

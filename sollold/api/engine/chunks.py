@@ -1,13 +1,13 @@
-"""Decodes the chunks of an engine's chat stream: text, reasoning, tool calls, log-probabilities, usage."""
+"""Decodes engines' events: text, reasoning, tool calls, log-probabilities, usage."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from sollold.api.engine.impossible_tokens import shown_logprob
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Routing
 
@@ -80,6 +80,18 @@ class Delta(msgspec.Struct):
         return self.reasoning_content or self.reasoning or ""
 
 
+IMPOSSIBLE = -9999.0
+"""OpenAI's documented log-probability of a token that is not among the most likely ones. For one that is
+impossible, such as a forbidden one, llama.cpp gives the lowest number that a float can hold."""
+_LOWEST = re.compile(rb'("logprob"\s*:\s*)-\d+(?:\.\d+)?[eE]\+?\d+')
+"""A log-probability in exponent notation. Within a JSON string, the quotes would be escaped."""
+
+
+def with_shown_logprobs(raw: bytes) -> bytes:
+    """Return an event or a whole answer with `IMPOSSIBLE` for impossible tokens, without decoding it."""
+    return _LOWEST.sub(rb"\g<1>%.1f" % IMPOSSIBLE, raw) if b'"logprob"' in raw else raw
+
+
 class TokenLogprob(msgspec.Struct):
     """One token and its alternatives."""
 
@@ -89,7 +101,7 @@ class TokenLogprob(msgspec.Struct):
     top_logprobs: list[TokenLogprob] = []
 
     def __post_init__(self) -> None:
-        self.logprob = shown_logprob(self.logprob)
+        self.logprob = max(self.logprob, IMPOSSIBLE)
 
 
 class Logprobs(msgspec.Struct):
@@ -151,6 +163,45 @@ def read_chunk(raw: bytes) -> Chunk:
         message = chunk.error.get("message") if isinstance(chunk.error, dict) else chunk.error
         raise Refusal(Fault.ENGINE, f"engine error: {message}")
     return chunk
+
+
+class Infilled(msgspec.Struct):
+    """One event of ``/infill``."""
+
+    content: str = ""
+    stop: bool = False
+    stop_type: str = ""
+    tokens_predicted: int = 0
+    tokens_evaluated: int = 0
+    completion_probabilities: list[TokenLogprob] = []
+
+    @property
+    def finish(self) -> str:
+        """OpenAI's ``finish_reason``; empty before the end."""
+        if not self.stop and not self.stop_type:
+            return ""
+        return "length" if self.stop_type == "limit" else "stop"
+
+    @property
+    def logprobs(self) -> Logprobs | None:
+        """Log-probabilities in the form of the other routes."""
+        return Logprobs(self.completion_probabilities) if self.completion_probabilities else None
+
+
+_infilled = msgspec.json.Decoder(Infilled)
+
+
+def read_infilled(raw: bytes) -> Infilled:
+    """Decode an event of ``/infill``.
+
+    Raises:
+        Refusal: ENGINE if the event is an error or can't be read.
+    """
+    read_chunk(raw)
+    try:
+        return _infilled.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise Refusal(Fault.ENGINE, f"unreadable response from the engine: {error}") from None
 
 
 def edit_each(raw: bytes, edit: Callable[[dict[str, Any]], object], field: str = "choices") -> bytes:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 from sollold.units import parse_seconds
+
+
+class CallerFields(msgspec.Struct, kw_only=True):
+    """sollold's own fields in a request to a model, in every dialect."""
+
+    priority: int | str | None = None
+    timeout: float | str | None = None
+    keep_alive: float | str | None = None
 
 
 def require_model(name: str, field: str = "model") -> str:

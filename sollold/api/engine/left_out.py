@@ -1,10 +1,14 @@
-"""Texts that replace documents and images that were left out, and warnings about them. Pure."""
+"""Plain-text documents, texts that replace other documents and images, and warnings about these. Pure."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from sollold.errors import Fault, Refusal
 
 _UNREAD = "was left out here: this server reads plain text only.]"
 UNSEEN_IMAGE = "[An image was left out here: this model can't see images.]"
@@ -48,3 +52,31 @@ def left_out_warnings(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     if document:
         warnings.append("a document is left out: only plain text is read")
     return tuple(warnings)
+
+
+def file_part(file: object) -> dict[str, Any]:
+    """Convert a file as OpenAI's clients send it (``file_data``, ``file_url`` or ``file_id``) to a text part.
+
+    Raises:
+        Refusal: BAD_REQUEST if it has none of these fields.
+    """
+    fields = ("file_data", "file_url", "file_id")
+    if not isinstance(file, dict) or not any(isinstance(file.get(name), str) for name in fields):
+        raise Refusal(Fault.BAD_REQUEST, f"a file needs {', '.join(fields[:2])} or {fields[2]}")
+    title, text = file.get("filename"), _plain_text(file.get("file_data"))
+    if text is None:
+        return {"type": "text", "text": unread_document(title)}
+    return {"type": "text", "text": f"{title}:\n{text}" if isinstance(title, str) and title else text}
+
+
+def _plain_text(data: object) -> str | None:
+    """Decode text in base64, bare or as a ``data:`` URL; None if it is not plain text."""
+    if not isinstance(data, str):
+        return None
+    if data[:5].lower() == "data:":
+        data = data.partition(",")[2]
+    try:
+        text = base64.b64decode("".join(data.split()), validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+    return None if text.startswith("%PDF") or "\0" in text else text

@@ -15,7 +15,7 @@ import msgspec
 from sollold.models.model import Model
 
 _SYSTEM = ("system", "developer")
-SAME_NAMES = (
+_SAME_NAMES = (
     "temperature",
     "top_k",
     "top_p",
@@ -74,20 +74,25 @@ def with_modelfile(messages: list[dict[str, Any]], model: Model) -> list[dict[st
     return [*system, *own_messages(model), *messages]
 
 
+def sampling_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return llama-server's fields for Ollama's options that control sampling, without invalid ones."""
+    fields = {name: value for name in _SAME_NAMES if isinstance(value := options.get(name), int | float)}
+    seed, last = options.get("seed"), options.get("repeat_last_n")
+    if isinstance(seed, int) and seed >= 0:
+        fields["seed"] = seed & 0xFFFFFFFF
+    if isinstance(last, int):
+        # In Ollama -1 is the whole context; llama-server takes a large number for it.
+        fields["repeat_last_n"] = last if last >= 0 else 2**31 - 1
+    return fields
+
+
 def add_parameters(body: dict[str, Any], model: Model) -> dict[str, Any]:
     """Add the PARAMETERs that the caller did not set to a body for llama-server, in place."""
     own = own_parameters(model)
-    if not own:
-        return body
-    for name in SAME_NAMES:
-        value = own.get(name)
-        if isinstance(value, int | float) and body.get(name) is None:
+    for name, value in sampling_fields(own).items():
+        if body.get(name) is None:
             body[name] = value
-    seed, last, limit, stop = (own.get(name) for name in ("seed", "repeat_last_n", "num_predict", "stop"))
-    if isinstance(seed, int) and seed >= 0 and body.get("seed") is None:
-        body["seed"] = seed & 0xFFFFFFFF
-    if isinstance(last, int) and body.get("repeat_last_n") is None:
-        body["repeat_last_n"] = last if last >= 0 else 2**31 - 1
+    limit, stop = own.get("num_predict"), own.get("stop")
     if isinstance(limit, int) and limit > 0 and all(body.get(name) is None for name in _LIMITS):
         body["max_tokens"] = limit
     if stop and not body.get("stop"):

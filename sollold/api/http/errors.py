@@ -32,27 +32,14 @@ _STATUS = {
 _ENGINE_STATUSES = (400, 401, 403, 404, 413, 429, 501, 503)
 """Engines' statuses that are passed on."""
 
-_OPENAI_TYPES = {
-    400: "invalid_request_error",
+_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    405: "invalid_request_error",
-    413: "invalid_request_error",
     429: "rate_limit_error",
 }
-
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    405: "invalid_request_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
+"""Types of errors by status. All others below 500 are an ``invalid_request_error``."""
+_ANTHROPIC_TYPES = {**_TYPES, 413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
 
 _CODES = {
     Fault.NOT_FOUND: "model_not_found",
@@ -93,7 +80,7 @@ def error_object(
         kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
         error = {"type": kind, "message": message}
         return {"type": "error", "error": error, "request_id": request or None}
-    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": field or None, "code": code}}
 
 

@@ -17,9 +17,8 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.calls import CHAT_PATH
-from sollold.api.engine.chunks import Delta, logprob_objects, read_chunk
+from sollold.api.engine.chunks import Delta, logprob_objects, read_chunk, read_infilled
 from sollold.api.engine.fields import require_capability
-from sollold.api.engine.infill_events import read_infilled
 from sollold.api.engine.messages import image_part
 from sollold.api.engine.modelfile import own_messages
 from sollold.api.http.json_bounds import TooManyValues

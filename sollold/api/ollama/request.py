@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from sollold.api.engine.fields import require_model, stop_list
-from sollold.api.engine.modelfile import SAME_NAMES, own_parameters
+from sollold.api.engine.fields import CallerFields, require_model, stop_list
+from sollold.api.engine.modelfile import own_parameters, sampling_fields
 from sollold.api.engine.number_ranges import (
     Factor,
     Mirostat,
@@ -105,7 +105,7 @@ class Resume(msgspec.Struct, kw_only=True):
         )
 
 
-class Shared(msgspec.Struct, kw_only=True):
+class Shared(CallerFields, kw_only=True):
     """The fields that chat and generate have in common.
 
     ``truncate``: false refuses a prompt that is too long, otherwise its oldest part is dropped; ``shift`` is
@@ -115,15 +115,12 @@ class Shared(msgspec.Struct, kw_only=True):
     model: str = ""
     stream: bool | None = None
     format: Any = None
-    keep_alive: float | str | None = None
     options: dict[str, Any] | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     truncate: bool | None = None
     shift: bool | None = None
-    priority: int | str | None = None
-    timeout: float | str | None = None
     resume: Resume | None = None
     placement: PlacementBody | None = None
 
@@ -157,28 +154,22 @@ class Generate(Shared, kw_only=True):
     images: list[Any] | None = None
 
 
-class Embed(msgspec.Struct, kw_only=True):
+class Embed(CallerFields, kw_only=True):
     """``POST /api/embed``."""
 
     model: str = ""
     input: str | list[str] | None = None
     truncate: bool | None = None
     dimensions: Small | None = None
-    keep_alive: float | str | None = None
     options: dict[str, Any] | None = None
-    priority: int | str | None = None
-    timeout: float | str | None = None
 
 
-class Embeddings(msgspec.Struct, kw_only=True):
+class Embeddings(CallerFields, kw_only=True):
     """``POST /api/embeddings``, the deprecated endpoint."""
 
     model: str = ""
     prompt: str | None = None
-    keep_alive: float | str | None = None
     options: dict[str, Any] | None = None
-    priority: int | str | None = None
-    timeout: float | str | None = None
 
 
 class Named(msgspec.Struct, kw_only=True):
@@ -301,23 +292,13 @@ def _valid_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def sampling(options: Options) -> dict[str, Any]:
     """Return llama-server's fields for those of Ollama's options that are set."""
-    body: dict[str, Any] = {}
-    for name in SAME_NAMES:
-        value = getattr(options, name)
-        if value is not None:
-            body[name] = value
-    if options.seed is not None and options.seed >= 0:
-        body["seed"] = options.seed & 0xFFFFFFFF
-    if options.repeat_last_n is not None:
-        # In Ollama -1 is the whole context; llama-server takes a large number for it.
-        body["repeat_last_n"] = options.repeat_last_n if options.repeat_last_n >= 0 else 2**31 - 1
+    body = sampling_fields(msgspec.to_builtins(options))
     if options.num_predict is not None:
         # In Ollama 0 and less mean no limit; llama-server accepts only -1 for that.
         body["n_predict"] = options.num_predict if options.num_predict > 0 else -1
     if options.num_keep is not None:
         body["n_keep"] = max(options.num_keep, -1)
-    stop = stop_list(options.stop)
-    if stop:
+    if stop := stop_list(options.stop):
         body["stop"] = stop
     return body
 

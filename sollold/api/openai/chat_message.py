@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.documents import file_part
 from sollold.api.engine.fields import require_capability
+from sollold.api.engine.left_out import file_part
 from sollold.api.engine.messages import image_url_part, result_image_part
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model

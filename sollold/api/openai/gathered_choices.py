@@ -123,3 +123,13 @@ class _Choice:
             message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
             message["content"] = message["content"] or None
         return {"index": self._index, "message": message, **rest}
+
+
+def has_several_prompts(prompt: object) -> bool:
+    """Whether a completion's prompt is a list of several prompts, not the tokens of one."""
+    return isinstance(prompt, list) and len(prompt) > 1 and not all(type(token) is int for token in prompt)
+
+
+def streamed(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a request for a stream with its usage: only a stream reports the usage of all choices."""
+    return {**body, "stream": True, "stream_options": {"include_usage": True}}

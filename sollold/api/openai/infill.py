@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.infill_events import read_infilled
+from sollold.api.engine.chunks import read_infilled
 from sollold.api.openai.request import Completion
 from sollold.api.openai.text_completion import TextPiece
 from sollold.errors import Fault, Refusal

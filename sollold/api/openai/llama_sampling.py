@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from sollold.api.engine.fields import CallerFields
 from sollold.api.engine.number_ranges import (
     Factor,
     Finite,
@@ -18,8 +17,8 @@ from sollold.api.engine.number_ranges import (
 )
 
 
-class LlamaSampling(msgspec.Struct, kw_only=True):
-    """Parsed only to check their types, and passed on.
+class LlamaSampling(CallerFields, kw_only=True):
+    """Parsed only to check their types, and passed on, except `CallerFields`.
 
     ``repetition_penalty``: vLLM's name for ``repeat_penalty``.
     """

@@ -52,9 +52,6 @@ class Sampling(LlamaSampling, kw_only=True):
     stop: str | list[str] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    priority: int | str | None = None
-    timeout: float | str | None = None
-    keep_alive: float | str | None = None
     num_ctx: Small | None = None
 
     @property

@@ -7,8 +7,14 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.calls import OWN_FIELDS
-from sollold.api.engine.ignored_fields import OF_THE_CALLER, context_note, ignored_fields, ignored_parts
-from sollold.api.engine.ollama_notes import tool_notes, without_effect
+from sollold.api.engine.ignored_fields import (
+    OF_THE_CALLER,
+    context_note,
+    ignored_fields,
+    ignored_parts,
+    tool_notes,
+    without_effect,
+)
 from sollold.api.engine.protect import CHAT, GENERATION, SAMPLING
 from sollold.api.openai.llama_sampling import LlamaSampling
 from sollold.api.openai.raw_completion import OPTIONS

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from sollold.api.engine.fields import CallerFields
 from sollold.api.engine.number_ranges import Limit, Share, Small, Temperature, TopLogprobs
 from sollold.api.engine.placement import PlacementBody
 
 
-class ResponseAsk(msgspec.Struct, kw_only=True):
+class ResponseAsk(CallerFields, kw_only=True):
     """``POST /v1/responses``."""
 
     model: str = ""
@@ -34,9 +33,6 @@ class ResponseAsk(msgspec.Struct, kw_only=True):
     truncation: str | None = None
     store: bool | None = None
     metadata: dict[str, Any] | None = None
-    priority: int | str | None = None
-    timeout: float | str | None = None
-    keep_alive: float | str | None = None
     num_ctx: Small | None = None
     placement: PlacementBody | None = None
 

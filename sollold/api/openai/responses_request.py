@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.conversation import join_contents
-from sollold.api.engine.documents import file_part
 from sollold.api.engine.fields import require_capability
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
+from sollold.api.engine.left_out import file_part
 from sollold.api.engine.messages import image_url_part, result_image_part
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
@@ -159,6 +159,30 @@ def input_messages(source: str | list[dict[str, Any]], model: Model) -> list[Mes
             if "reasoning_content" in message:
                 message["reasoning_content"] = "\n\n".join(message["reasoning_content"])
     return messages
+
+
+_RESPONSE_FIELDS = ("input", "instructions", "include", "text", "truncation", "max_output_tokens")
+"""Fields that a chat completion does not have."""
+
+
+def input_as_chat(body: dict[str, Any], model: Model) -> dict[str, Any]:
+    """Return a chat's body with its ``input`` as messages: Cursor sends a body of ``/v1/responses`` there.
+
+    Raises:
+        Refusal: BAD_REQUEST if the input is invalid.
+    """
+    value = body["input"]
+    if not isinstance(value, str | list):
+        return body
+    items = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else value
+    messages = input_messages(items, model)
+    instructions = body.get("instructions")
+    if isinstance(instructions, str) and instructions:
+        messages.insert(0, {"role": "system", "content": instructions})
+    chat = {key: value for key, value in body.items() if key not in _RESPONSE_FIELDS}
+    if body.get("max_output_tokens") is not None:
+        chat.setdefault("max_completion_tokens", body["max_output_tokens"])
+    return {**chat, "messages": messages}
 
 
 def _add_thoughts(message: Message, thoughts: list[str]) -> None:

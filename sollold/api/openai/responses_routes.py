@@ -13,10 +13,9 @@ from sollold.api.engine.chat_ask import chat_ask
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import require_completion, require_model
-from sollold.api.engine.ignored_fields import context_note
+from sollold.api.engine.ignored_fields import context_note, tool_notes
 from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.modelfile import without_modelfile
-from sollold.api.engine.ollama_notes import tool_notes
 from sollold.api.engine.placement import find_placed
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import holder_of
@@ -27,7 +26,7 @@ from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
-from sollold.api.openai.input_items import listed_items, page
+from sollold.api.openai.pages import item_page, listed_items
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_events import ResponseEvents
 from sollold.api.openai.responses_request import response_body, response_warnings
@@ -196,7 +195,7 @@ class ResponsesRoutes:
     async def _input_items(self, request: web.Request) -> web.Response:
         stored = await self._stored(request)
         items = listed_items(stored.items, partial(input_id, str(stored.response["id"])))
-        return json_response(page(items, request.query))
+        return json_response(item_page(items, request.query))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         await self._stored(request)

@@ -41,11 +41,10 @@ from sollold.api.openai.embeddings import (
     embedding_warnings,
     native_embedding_notes,
 )
-from sollold.api.openai.gathered_choices import GatheredChoices
+from sollold.api.openai.gathered_choices import GatheredChoices, has_several_prompts, streamed
 from sollold.api.openai.infill import infill_body, read_infilled_piece
-from sollold.api.openai.input_as_chat import input_as_chat
 from sollold.api.openai.llama_sampling import with_llamas_names
-from sollold.api.openai.model_page import model_page
+from sollold.api.openai.pages import model_page
 from sollold.api.openai.raw_completion import raw_generate, read_generated
 from sollold.api.openai.request import (
     ApplyTemplate,
@@ -70,8 +69,8 @@ from sollold.api.openai.request_warnings import (
     native_completion_notes,
 )
 from sollold.api.openai.rerank import Rerank, rerank_body, with_documents
-from sollold.api.openai.sse import ChunkEncoder
-from sollold.api.openai.summed_usage import SummedUsage, has_several_prompts, streamed
+from sollold.api.openai.responses_request import input_as_chat
+from sollold.api.openai.sse import ChunkEncoder, SummedUsage
 from sollold.api.openai.text_completion import CompletionEncoder
 from sollold.control.models import NodeNames
 from sollold.errors import Fault, Refusal

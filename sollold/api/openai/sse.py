@@ -7,15 +7,61 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.chunks import edit_each
+from sollold.api.engine.chunks import edit_each, with_shown_logprobs
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
 from sollold.api.engine.encoders import SseEncoder
-from sollold.api.engine.impossible_tokens import with_shown_logprobs
-from sollold.api.openai.summed_usage import SummedUsage
 from sollold.serving.request import Engine, Routing
 
 _MODEL = re.compile(rb'("model"\s*:\s*)"((?:[^"\\]|\\.)*)"')
 """The field with the answer's model. Within generated text its quotes would be escaped."""
+
+
+class SummedUsage:
+    """Removes the usage from a stream's events, and provides the sum in a separate chunk.
+
+    llama-server reports the usage of each choice as it ends.
+    """
+
+    def __init__(self, choices: int, *, counted: bool) -> None:
+        """``choices``: number per prompt; ``counted``: whether the caller wants the sum."""
+        self._choices = choices
+        self._counted = counted
+        self._last: dict[str, Any] = {}
+        self._prompt = self._cached = self._generated = self._ended = 0
+
+    def event(self, raw: bytes) -> bytes:
+        """Return an event without its usage; empty if it has nothing else."""
+        if b'"usage"' not in raw:
+            return raw
+        try:
+            event = msgspec.json.decode(raw)
+            usage = event["usage"]
+            prompt, generated = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+            cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+        except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
+            return raw
+        self._prompt += prompt
+        self._cached += cached
+        self._generated += generated
+        self._ended += 1
+        self._last = {key: value for key, value in event.items() if key not in ("usage", "timings")}
+        del event["usage"]
+        return msgspec.json.encode(event) if event.get("choices") else b""
+
+    def chunk(self) -> bytes:
+        """Return the last chunk, with the sum; empty if there is none, or the caller does not want it."""
+        if not self._last or not self._counted:
+            return b""
+        # An Ollama returns one choice, however many were requested.
+        divisor = min(self._choices, self._ended)
+        prompt = self._prompt // divisor
+        usage = {
+            "prompt_tokens": prompt,
+            "completion_tokens": self._generated,
+            "total_tokens": prompt + self._generated,
+            "prompt_tokens_details": {"cached_tokens": self._cached // divisor},
+        }
+        return msgspec.json.encode({**self._last, "choices": [], "usage": usage})
 
 
 class ChunkEncoder(SseEncoder):
