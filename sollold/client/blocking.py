@@ -19,8 +19,24 @@ from sollold.client.trust import distrust, trusted
 
 _CONNECT_SECONDS = 5.0
 _MAX_LINE_BYTES = 64 << 20
+_ENDED = "it ended before the end of the answer"
 _NODE_OPTION = "--node"
 """How a user of the command line names another node."""
+
+
+class _Fields(dict[str, Any]):
+    """A JSON object of a node: a field that is missing is reported instead of raising `KeyError`."""
+
+    def __init__(self, url: str, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self._url = url
+
+    def __missing__(self, name: str) -> Any:
+        raise ClientError(
+            f"the answer of {self._url} has no field {name!r}: it is no node, or one of another release "
+            "(`sollold version` shows the releases)",
+            502,
+        )
 
 
 class _Exchange(NamedTuple):
@@ -92,7 +108,7 @@ class BlockingClient:
         return self._whole("GET", path, None, timeout or self._timeout)
 
     def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
-        """POST JSON and return the JSON response (None if empty).
+        """POST JSON and return the JSON response ({} if empty).
 
         Raises:
             ClientError: see `get`.
@@ -131,7 +147,7 @@ class BlockingClient:
             data: dict[str, Any] | None = None
             while line := self._line(exchange):
                 if line.strip():
-                    data = self._object(line, answer.status)
+                    data = self._object(line)
                     if "error" in data:
                         code = data.get("code")
                         raise ClientError(error_text(data), code if isinstance(code, int) else answer.status)
@@ -139,7 +155,7 @@ class BlockingClient:
             # To `readline` a connection that breaks between two chunks, or before the first, looks like the
             # end: a partial response would pass for a complete one.
             if data is None or (answer.chunked and answer.chunk_left is not None):
-                raise self._cut_off(exchange, EOFError("it ended before the end of the answer"))
+                raise self._cut_off(exchange, EOFError(_ENDED))
 
     def events(self, path: str, *, stall: float = 900.0) -> Generator[tuple[str, Any], None, None]:
         """Yield server-sent events of ``path`` as they arrive: (event name, its JSON).
@@ -158,15 +174,15 @@ class BlockingClient:
                     data += value.strip()
                 elif not line and data:
                     try:
-                        yield name, json.loads(data)
-                    except ValueError:
-                        raise self._not_sollold("it sends no JSON", exchange.answer.status) from None
+                        yield name, self._decoded(data)
+                    except (ValueError, RecursionError):
+                        raise self._not_sollold("it sends no JSON") from None
                     name, data = "", ""
 
     def _whole(self, method: str, path: str, body: object, timeout: float) -> Any:
         with closing(self._open(method, path, body, timeout)) as exchange:
             data = self._read(exchange)
-        return self._object(data, exchange.answer.status) if data.strip() else None
+        return self._object(data if data.strip() else b"{}")
 
     def _open(self, method: str, path: str, body: object, timeout: float, *, renew: bool = True) -> _Exchange:
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
@@ -198,7 +214,7 @@ class BlockingClient:
                 exchange.close()
                 return self._open(method, path, body, timeout, renew=False)
             self._credentials = None
-        if status >= 400:
+        if not 200 <= status < 300:
             with closing(exchange):
                 raise self._refused(exchange)
         return exchange
@@ -231,6 +247,8 @@ class BlockingClient:
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _unreachable(self, error: BaseException) -> ClientError:
+        if type(error) is http.client.BadStatusLine:
+            return self._not_sollold("it does not speak HTTP")
         if isinstance(error, ssl.SSLCertVerificationError):
             return ClientError(distrust(self.url, error.verify_message))
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -238,6 +256,9 @@ class BlockingClient:
 
     def _refused(self, exchange: _Exchange) -> ClientError:
         answer = exchange.answer
+        if answer.status < 400:
+            target = answer.getheader("Location")
+            return ClientError(f"{self.url} redirects to {target}: name that node with {_NODE_OPTION}", 502)
         try:
             body = json.loads(self._read(exchange))
         except (ValueError, ClientError):
@@ -246,7 +267,7 @@ class BlockingClient:
         if not words and answer.status == 401:
             return ClientError(login_wanted(self.url), 401)
         if not words:
-            return self._not_sollold(f"it answers with HTTP status {answer.status}", answer.status)
+            return self._not_sollold(f"it answers with HTTP status {answer.status}")
         return ClientError(words, answer.status)
 
     def _read(self, exchange: _Exchange) -> bytes:
@@ -264,27 +285,31 @@ class BlockingClient:
         if not line and exchange.watch.hung:
             raise self._cut_off(exchange, EOFError())
         if len(line) >= _MAX_LINE_BYTES:
-            raise self._not_sollold("its lines have no end", exchange.answer.status)
+            raise self._not_sollold("its lines have no end")
         return line
 
     def _cut_off(self, exchange: _Exchange, error: BaseException) -> ClientError:
         if exchange.watch.hung:
             return NodeSilent(no_answer(self.url, HUNG_SECONDS, _NODE_OPTION))
         status = 504 if isinstance(error, TimeoutError) else 502
-        reason = str(error) or type(error).__name__
+        ended = isinstance(error, http.client.IncompleteRead)
+        reason = _ENDED if ended else str(error) or type(error).__name__
         return ClientError(f"the connection to {self.url} was lost: {reason}", status)
 
-    def _object(self, data: bytes, status: int) -> dict[str, Any]:
+    def _object(self, data: bytes) -> dict[str, Any]:
         try:
-            value = json.loads(data)
-        except ValueError:
+            value = self._decoded(data)
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise self._not_sollold("it sends no JSON object", status)
+            raise self._not_sollold("it sends no JSON object")
         return value
 
-    def _not_sollold(self, reason: str, status: int) -> ClientError:
-        return ClientError(f"what answers at {self.url} is not sollold: {reason}", status)
+    def _decoded(self, data: str | bytes) -> Any:
+        return json.loads(data, object_hook=partial(_Fields, self.url))
+
+    def _not_sollold(self, reason: str) -> ClientError:
+        return ClientError(f"what answers at {self.url} is not sollold: {reason}", 502)
 
 
 def _shut_down(connection: http.client.HTTPConnection) -> None:
