@@ -305,7 +305,8 @@ class ClusterWatcher:
             self._add(now, EventKind.MODEL_LOADING, message, key, record.name, endpoint)
             return
         began = self._began.pop(key, None)
-        if state is State.READY and (previous is None or previous.state in _LOADING):
+        loading = previous is None or previous.state in _LOADING
+        if state is State.READY and loading:
             duration = f" after {now - began:.1f} s" if began is not None else ""
             message = f"{endpoint.model} is loaded on {record.name}{duration}"
             self._add(now, EventKind.MODEL_LOADED, message, key, record.name, endpoint)
@@ -314,7 +315,8 @@ class ClusterWatcher:
             self._add(now, EventKind.MODEL_FAILED, message, key, record.name, endpoint)
         else:
             return
-        if key[0] == self._me and (began is not None or state is State.FAILED):
+        # An engine that fails later was loaded.
+        if key[0] == self._me and (began is not None or (state is State.FAILED and loading)):
             seconds = now - began if began is not None else 0.0
             self._loaded(LoadTime(endpoint.model, seconds, state is State.READY))
 

@@ -120,7 +120,14 @@ def test_events_of_a_model_from_load_to_failure() -> None:
     failed = scene.update(with_state(State.FAILED, reason="a worker died"), BERT)
     assert failed == [(EventKind.MODEL_FAILED, "big:latest failed on anna: a worker died")]
     assert scene.update(ANNA, BERT) == [], "a failure is not followed by an unload event"
-    assert scene.loads == [LoadTime("big:latest", 2.0, True), LoadTime("big:latest", 0.0, False)]
+    assert scene.loads == [LoadTime("big:latest", 2.0, True)], "it failed, but not to load"
+
+
+def test_a_load_that_fails_is_counted() -> None:
+    scene = Scene(ANNA)
+    scene.update(replace(ANNA, endpoints=(replace(SPREAD, state=State.LOADING),)))
+    scene.update(replace(ANNA, endpoints=(replace(SPREAD, state=State.FAILED),)))
+    assert scene.loads == [LoadTime("big:latest", 1.0, False)]
 
 
 def test_a_model_that_is_unloaded_or_lost_with_its_node() -> None:
