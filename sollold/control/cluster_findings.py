@@ -57,7 +57,7 @@ def offline_nodes(offline: Sequence[OfflineNode], *, alone: bool) -> list[Findin
         offline = [node for node in offline if node.stopped]
     for node in offline:
         name = node.record.name
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(node.since))
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(node.since))
         if node.stopped:
             text, grade = f"{name} was stopped and has been offline since {since}", Grade.NOTICE
         else:

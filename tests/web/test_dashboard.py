@@ -12,19 +12,32 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
-from sollold.cluster.gossip.record import Placed, WaitingMachine
+from sollold.cluster.gossip.record import Placed, State, WaitingMachine
 from sollold.control.cluster import Planned
-from sollold.control.events import Event
+from sollold.control.events import Event, EventKind
+from sollold.control.history import HistoryRequest, NodeHistory
 from sollold.control.keys import Scope
 from sollold.engines.install.find import Llama
 from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Dropped
 from sollold.models.gguf import demo_model
+from sollold.settings.schema import GIB
 from tests.daemons import Cluster
 from tests.doubles import until
 from tests.web.browser import Browser, Page
 from tests.web.conftest import Show
-from tests.web.scene import LLAMA, NODES, Pulls, TalkingService, cluster_of, library_of, machine, machines
+from tests.web.scene import (
+    GEMMA,
+    LLAMA,
+    NODES,
+    QWEN,
+    Pulls,
+    TalkingService,
+    cluster_of,
+    library_of,
+    machine,
+    machines,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -94,6 +107,73 @@ async def test_failures_and_drains_appear_within_two_seconds(page: Page, show: S
     await page.until("!document.querySelector('.is-offline')")
 
 
+async def test_a_failed_model_shows_its_reason_and_what_to_do(page: Page, show: Show) -> None:
+    reason = "llama-server: CUDA error: out of memory"
+    failed = replace(GEMMA, state=State.FAILED, reason=reason)
+    dora = replace(machines()[3], endpoints=(failed, replace(QWEN, state=State.LOADING), GEMMA))
+    given, url = await show(*machines()[:3], dora, machines()[4])
+    await page.open(url)
+    await page.until("document.querySelectorAll('.run').length === 3")
+    assert "2 loading, 1 failed" in await page.run("document.querySelector('.figures').innerText")
+    text = await page.run("document.querySelectorAll('.run')[1].innerText")
+    assert reason in text and "failed on dora" in text and "answers on" not in text
+    assert "will answer on dora" in await page.run("document.querySelectorAll('.run')[2].innerText")
+    cluster_of(given).change(*machines()[:3], replace(machines()[3], endpoints=(failed,)), machines()[4])
+    # The memory of a failed model is not its own any more, and nothing passes between its machines.
+    await page.until("document.querySelectorAll('.run').length === 2")
+    assert not await page.run(f"document.querySelector('[data-node=\\'{NODES['emil']}\\'] .band')")
+    assert await page.run("document.querySelectorAll('.links path[d]').length") == 2
+    await page.click(".run:last-child .again a")
+    await page.until("document.querySelector('.panel .reason.bad-text')?.innerText.includes('out of memory')")
+    await page.until("!document.querySelector('.title-row .primary').hidden")
+    await page.click("#nav a[href='#/models']")
+    await page.until(
+        f"document.querySelector('[data-model=\\'{failed.model}\\'] .reason').innerText === '{reason}'"
+    )
+
+
+async def test_times_are_those_of_the_commands_in_every_language(page: Page, show: Show) -> None:
+    given, url = await show()
+    await page.call("Emulation.setLocaleOverride", locale="ar-EG")
+    await page.call("Emulation.setTimezoneOverride", timezoneId="Asia/Kolkata")
+    # Midnight there.
+    given.monitor.events.add(1_800_037_800.0, EventKind.NODE_LOST, "cleo stopped responding")
+    await page.open(url)
+    await page.until("document.querySelector('.events').innerText.includes('cleo')")
+    assert "2027-01-16 00:00:00" in await page.run("document.querySelector('.events').innerText")
+
+
+async def test_the_models_of_a_large_library_are_filtered(page: Page, show: Show) -> None:
+    given, url = await show()
+    await page.open(f"{url}/#/models")
+    await page.until("document.querySelectorAll('.model').length === 5")
+    assert await page.run("document.querySelector('[type=search]').hidden")
+    listed = next(iter(library_of(given).all.values()))
+    for number in range(20):
+        name = f"copy-{number}:latest"
+        library_of(given).all[name] = replace(listed, model=replace(listed.model, name=name))
+    await page.open(f"{url}/#/models")
+    await page.until("document.querySelectorAll('.model').length === 25")
+    await page.write("[type=search]", "Copy-1")
+    await page.until("document.querySelectorAll('.model').length === 11")
+    await page.write("[type=search]", "nothing")
+    await page.until("document.querySelector('main').innerText.includes('No model has this')")
+
+
+async def test_the_history_of_many_machines_is_summed(page: Page, show: Show) -> None:
+    given, url = await show()
+    devices = {f"CUDA{number}": {"used_bytes": [2.0 * GIB, 2.0 * GIB]} for number in range(9)}
+    node = NodeHistory("a" * 16, "anna", {}, devices)
+
+    async def histories(request: HistoryRequest) -> list[NodeHistory]:
+        return [node]
+
+    given.monitor.histories = histories  # type: ignore[method-assign]
+    await page.open(f"{url}/#/history")
+    await page.until("document.querySelector('main').innerText.includes('Memory in use, sum of 9')")
+    assert "now 18.0 GiB" in await page.run("document.querySelector('main').innerText")
+
+
 async def test_drain_and_unload_from_the_cluster_view(page: Page, show: Show) -> None:
     given, url = await show()
     await page.open(url)
@@ -114,6 +194,7 @@ async def test_the_page_keeps_its_contents_when_its_node_dies(
         await page.until("document.querySelector('.events').innerText.includes('is the leader')")
         await asyncio.to_thread(nodes[0].kill)
         await page.until("document.querySelector('#trouble').innerText.includes('does not answer')")
+        assert "shows its state at" in await page.run("document.querySelector('#trouble').innerText")
         assert "is the leader" in await page.run("document.querySelector('.events').innerText")
         # The page links to another node.
         await page.click("#trouble a")

@@ -7,7 +7,7 @@ import { send } from "./http.js";
 import { onState, refreshModels, state } from "./store.js";
 import { sparkline } from "./plot.js";
 import { recentHistory } from "./history.js";
-import { showWaiting } from "./doctor.js";
+import { showEvents, showWaiting } from "./doctor.js";
 
 const modelLink = (name) => `#/model/${encodeURIComponent(name)}`;
 
@@ -49,7 +49,7 @@ export function clusterView(place) {
     setText(none.firstChild, state.models.length ? "No model is loaded. The first request for one loads it; or load one under"
       : "There is no model yet. Pull one, or watch a pull, under");
     alone.hidden = everybody.length > 1;
-    keyed(events, state.events.slice(-12).reverse(), (one) => one.id, makeEvent);
+    showEvents(events, state.events.slice(-12));
     quiet.hidden = state.events.length > 0;
     drawLinks(links, machines, cluster);
   };
@@ -65,11 +65,14 @@ function showFigures(list, cluster) {
   const sum = (name) => cluster.nodes.reduce((total, node) => total + node[name], 0);
   const active = cluster.deployments.reduce((total, one) => total + one.active, 0);
   const waiting = cluster.deployments.reduce((total, one) => total + one.waiting, 0);
+  const inState = (...states) => cluster.deployments.filter((one) => states.includes(one.state)).length;
+  const loading = inState("loading", "starting");
+  const failed = inState("failed");
   const rows = [
     ["machines", String(cluster.nodes.length), cluster.offline?.length ? `${cluster.offline.length} offline` : cluster.nodes.length > 1 ? "all online" : "online"],
     ["memory free", bytes(sum("available")), `of ${bytes(sum("total"))}`],
-    ["models loaded", String(cluster.deployments.filter((one) => one.state === "ready").length),
-      cluster.deployments.some((one) => one.state === "loading") ? "one is loading" : ""],
+    ["models loaded", String(inState("ready")),
+      [loading ? `${loading} loading` : "", failed ? `${failed} failed` : ""].filter(Boolean).join(", ")],
     ["requests", String(active), waiting ? `${waiting} waiting` : "none waiting"],
   ];
   keyed(list, rows, (row) => row[0],
@@ -135,7 +138,8 @@ function updateDevice(place, device, node, cluster) {
   const total = Math.max(1, Math.min(device.limit || device.total, device.total || device.limit));
   const bands = [];
   for (const one of cluster.deployments) {
-    for (const share of one.placed) {
+    // A failed one has released its memory.
+    for (const share of one.state === "failed" ? [] : one.placed) {
       if (share.node === node.node && share.device === device.id && share.bytes > 0) {
         bands.push({ key: `${one.id}/${share.first}`, model: one.model, share, layers: one.layers, state: one.state, active: one.active });
       }
@@ -167,16 +171,28 @@ function updateDevice(place, device, node, cluster) {
 
 function makeRunning(one) {
   return el("li", { class: "run" },
-    el("div", { class: "run-head" }, el("span", { class: `dot ${colourOf(one.model)}`, "aria-hidden": "true" }),
-      el("a", { class: "run-name", href: modelLink(one.model), text: shortModel(one.model), title: one.model }),
+    el("div", { class: "run-head" },
+      el("span", { class: "run-title" }, el("span", { class: `dot ${colourOf(one.model)}`, "aria-hidden": "true" }),
+        el("a", { class: "run-name", href: modelLink(one.model), text: shortModel(one.model), title: one.model })),
       el("span", { class: "tags" }),
       actionButton("Unload", `Unload ${one.model}`, () => send("POST", "/api/cluster/unload", { model: one.id }))),
     el("div", { class: "layers", role: "img" }),
-    el("p", { class: "dim small words" }));
+    el("p", { class: "small reason" }),
+    el("p", { class: "dim small words" }),
+    el("p", { class: "small again", hidden: true }, "Load it again, or see its engine log: ", el("a", { href: modelLink(one.model), text: "its page" })));
+}
+
+/** Show why a deployment failed, or what it waits for. */
+export function showReason(place, one) {
+  setText(place, one.reason);
+  place.hidden = !one.reason;
+  place.classList.toggle("bad-text", one.state === "failed");
 }
 
 export function runningWords(one) {
-  const words = [`answers on ${shortName(one.node_name)}`];
+  const node = shortName(one.node_name);
+  if (one.state === "failed") return `failed on ${node}${one.bytes ? `, where it had ${bytes(one.bytes)}` : ""}`;
+  const words = [one.state === "ready" ? `answers on ${node}` : `will answer on ${node}`];
   if (one.bytes) words.push(bytes(one.bytes));
   if (one.context) words.push(`${one.context} tokens of context`);
   if (one.state === "ready") words.push(`${one.active} active${one.waiting ? `, ${one.waiting} waiting` : ""}`);
@@ -214,12 +230,9 @@ function updateRunning(node, one) {
     (tag) => el("span", { class: `tag ${tag[1]}`, text: tag[0] }));
   node.classList.toggle("busy", one.active > 0);
   updateLayers(node.querySelector(".layers"), one);
-  setText(node.querySelector(".words"), one.reason ? `${one.reason} · ${runningWords(one)}` : runningWords(one));
-}
-
-function makeEvent(event) {
-  const bad = event.kind === "node.lost" || event.kind === "model.failed" || event.kind === "model.lost";
-  return el("li", { class: bad ? "bad-text" : "" }, el("time", { class: "dim", text: clock(event.time) }), " ", event.message);
+  showReason(node.querySelector(".reason"), one);
+  setText(node.querySelector(".words"), runningWords(one));
+  node.querySelector(".again").hidden = one.state !== "failed";
 }
 
 function legend() {
@@ -237,7 +250,7 @@ function drawLinks(picture, machines, cluster) {
   const cards = new Map([...machines.children].map((card) => [card.dataset.node, card.getBoundingClientRect()]));
   const alive = new Set(cluster.nodes.map((one) => one.node));
   const steps = [];
-  for (const one of cluster.deployments) {
+  for (const one of cluster.deployments.filter((each) => each.state !== "failed")) {
     const way = [];
     for (const share of one.placed) if (alive.has(share.node) && share.node !== way.at(-1) && share.last > share.first) way.push(share.node);
     for (let at = 1; at < way.length; at += 1) steps.push({ key: `${one.id}/${at}`, model: one.model, active: one.active > 0, from: way[at - 1], to: way[at] });

@@ -22,12 +22,22 @@ export function doctorView(place) {
     keyed(list, state.findings, (one) => `${one.grade}${one.what}`, makeFinding);
     well.hidden = state.findings.length > 0;
     showWaiting(waiting);
-    keyed(events, [...state.events].reverse(), (one) => one.id,
-      (one) => el("li", {}, el("time", { class: "dim", text: clock(one.time) }), " ", one.message));
+    showEvents(events, state.events);
   };
   const end = onState(draw);
   refreshDoctor().catch(() => {});
   return end;
+}
+
+const bad = ["node.lost", "model.failed", "model.lost"];
+
+/** Draw events, the newest first. */
+export function showEvents(list, events) {
+  keyed(list, [...events].reverse(), (one) => one.id,
+    (one) => el("li", { class: bad.includes(one.kind) ? "bad-text" : "" },
+      el("time", { class: "dim", datetime: new Date(one.time * 1000).toISOString() }), " ", one.message),
+    // The next day, the time gets its date.
+    (node, one) => setText(node.firstChild, clock(one.time)));
 }
 
 function makeFinding(one) {

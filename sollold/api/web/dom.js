@@ -8,6 +8,8 @@ export function el(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === undefined || value === null || value === false) continue;
     if (name === "class") node.className = value;
+    // The page's policy forbids the attribute.
+    else if (name === "style") node.style.cssText = value;
     else if (name === "text") node.textContent = value;
     else if (name === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
     else node.setAttribute(name, value === true ? "" : String(value));

@@ -31,11 +31,12 @@ export function number(value) {
 
 export const count = (value, word) => `${value} ${word}${value === 1 ? "" : "s"}`;
 
+/** Format a time in the browser's time zone, as the commands do: without the date if it is today. */
 export function clock(seconds) {
   const moment = new Date(seconds * 1000);
   const today = moment.toDateString() === new Date().toDateString();
-  const time = moment.toLocaleTimeString([], { hour12: false });
-  return today ? time : `${moment.toLocaleDateString()} ${time}`;
+  // The Swedish form is ISO 8601; other languages have other digits, ambiguous dates, or 24:00 for midnight.
+  return today ? moment.toLocaleTimeString("sv-SE") : moment.toLocaleString("sv-SE");
 }
 
 /** Format a share's range of layers; the output, which counts as one more layer after the last, by its name. */

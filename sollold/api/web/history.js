@@ -15,6 +15,20 @@ const titles = [
   ["failed_per_second", "Requests failed per second", "/s"],
 ];
 
+const COLOURS = 8;
+
+/** Combine lines that are too many for a plot with one line each. */
+function combined(lines, way) {
+  const values = lines[0].values.map((_, at) => {
+    const known = lines.map((line) => line.values[at]).filter((value) => value !== null && value !== undefined);
+    if (!known.length) return null;
+    if (way === "highest") return Math.max(...known);
+    const sum = known.reduce((total, value) => total + value, 0);
+    return way === "mean" ? sum / known.length : sum;
+  });
+  return { name: way, values };
+}
+
 /** Call `show` with the totals of the last two minutes, every two seconds; returns a function that stops it. */
 export function recentHistory(show) {
   let ended = false;
@@ -86,21 +100,22 @@ export function historyView(place) {
   }
 
   function showDevices(nodes, frame) {
-    const wanted = [["granted_bytes", "Memory reserved for models", bytes], ["used_bytes", "Memory in use", bytes],
-      ["utilization", "GPU utilization", (value) => (value === null ? "–" : `${Math.round(value * 100)} %`)],
-      ["temperature_celsius", "GPU temperature", (value) => (value === null ? "–" : `${Math.round(value)} °C`)],
-      ["power_watts", "GPU power", (value) => (value === null ? "–" : `${Math.round(value)} W`)]];
+    const wanted = [["granted_bytes", "Memory reserved for models", bytes, "sum"], ["used_bytes", "Memory in use", bytes, "sum"],
+      ["utilization", "GPU utilization", (value) => (value === null ? "–" : `${Math.round(value * 100)} %`), "mean"],
+      ["temperature_celsius", "GPU temperature", (value) => (value === null ? "–" : `${Math.round(value)} °C`), "highest"],
+      ["power_watts", "GPU power", (value) => (value === null ? "–" : `${Math.round(value)} W`), "sum"]];
     const figures = [];
-    for (const [name, title, text] of wanted) {
+    for (const [name, title, text, way] of wanted) {
       const lines = nodes.flatMap((node) => node.devices.filter((device) => device[name]?.some((value) => value !== null))
         .map((device) => ({ name: `${node.name} ${device.id}`, values: device[name] })));
-      if (lines.length) figures.push({ name, title, text, lines });
+      if (lines.length > COLOURS) figures.push({ name, title: `${title}, ${way} of ${lines.length}`, text, lines: [combined(lines, way)] });
+      else if (lines.length) figures.push({ name, title, text, lines });
     }
-    keyed(devices, figures, (one) => one.name, (one) => {
+    keyed(devices, figures, (one) => one.title, (one) => {
       const figure = plot(one.title);
-      drawing.set(one.name, figure);
+      drawing.set(one.title, figure);
       return figure.node;
-    }, (_, one) => drawing.get(one.name).show({ ...frame, lines: one.lines, text: one.text, top: one.name === "utilization" ? 1 : 0, base: one.text === bytes ? 2 ** 30 : 1 }));
+    }, (_, one) => drawing.get(one.title).show({ ...frame, lines: one.lines, text: one.text, top: one.name === "utilization" ? 1 : 0, base: one.text === bytes ? 2 ** 30 : 1 }));
   }
 
   draw();

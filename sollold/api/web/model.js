@@ -1,10 +1,10 @@
 // A model's page: its properties, where each copy of it runs layer by layer, and why it was placed there.
 
 import { el, keyed, scrolling, setText } from "./dom.js";
-import { bytes, duration, layerRange, number, shortModel, stateText } from "./format.js";
+import { bytes, count, duration, layerRange, number, shortModel, stateText } from "./format.js";
 import { getJson, send } from "./http.js";
 import { onState, refresh, refreshModels, state } from "./store.js";
-import { runningWords, updateLayers } from "./cluster.js";
+import { runningWords, showReason, updateLayers } from "./cluster.js";
 import { showPlan } from "./plan.js";
 import { requestTable } from "./requests.js";
 
@@ -12,6 +12,7 @@ export function modelView(place, name) {
   const facts = el("dl", { class: "facts" });
   const running = el("div", { class: "running" });
   const none = el("p", { class: "empty", text: "It is not loaded." });
+  const whyTitle = el("h2", { text: "Where it would be placed, and why" });
   const why = el("div", { text: "planning …", class: "dim" });
   const logs = el("div", {}, el("button", { type: "button", text: "Show", on: { click: () => showLogs(logs, name) } }));
   const requests = requestTable("Requests for this model through this node");
@@ -34,8 +35,8 @@ export function modelView(place, name) {
   about.append(
     trouble, facts,
     el("h2", { text: "Where it runs" }), running, none,
-    el("h2", { text: "Why it is placed this way" }), why,
-    el("h2", { text: "Requests" }), requests.node,
+    whyTitle, why,
+    el("h2", { text: "Requests through this node" }), requests.node,
     el("h2", { text: "Engine log" }), logs);
 
   const explain = async () => {
@@ -43,8 +44,13 @@ export function modelView(place, name) {
       const found = await send("POST", "/api/cluster/plan", { model: name });
       why.className = "";
       why.replaceChildren(showPlan(found));
+      const placed = state.cluster.deployments.filter((one) => meant(one.model) && one.state === "ready").map((one) => places(one.placed));
+      const planned = places(found.plan?.shares || []);
+      setText(whyTitle, placed.includes(planned) ? "Why it is placed this way"
+        : placed.length ? "Where it would be placed now" : "Where it would be placed, and why");
     } catch (error) { setText(why, error.message); }
   };
+  const places = (shares) => shares.filter((one) => one.last > one.first).map((one) => `${one.node}/${one.device}/${one.first}`).sort().join();
   const meant = (other) => other === name || other === `${name}:latest`;
   let explained = false;
   let asked = false;
@@ -56,7 +62,7 @@ export function modelView(place, name) {
     about.hidden = missing;
     chat.hidden = missing;
     if (asked && !missing && !explained) { explained = true; explain(); }
-    load.hidden = missing || found.length > 0;
+    load.hidden = missing || found.some((one) => one.state !== "failed");
     none.hidden = found.length > 0;
     keyed(running, found, (one) => `${one.node}/${one.id}`, makeDeployment, updateDeployment);
     if (model) showFacts(facts, model);
@@ -97,7 +103,7 @@ function showFacts(list, model) {
 
 function makeDeployment() {
   return el("article", { class: "panel" },
-    el("p", { class: "tags" }), el("div", { class: "layers", role: "img" }), el("p", { class: "words" }),
+    el("p", { class: "tags" }), el("div", { class: "layers", role: "img" }), el("p", { class: "reason" }), el("p", { class: "words" }),
     scrolling("Layers of each machine", el("table", {},
       el("thead", {}, el("tr", {}, ...["machine", "device", "layers", "memory"].map((one) => el("th", { scope: "col", text: one, class: one === "memory" ? "figure" : "" })))), el("tbody"))));
 }
@@ -107,10 +113,14 @@ function updateDeployment(node, one) {
   keyed(node.querySelector(".tags"), [[stateText(one), kind], [one.backend, ""], [one.id, ""]], (tag) => tag[0],
     (tag) => el("span", { class: `tag ${tag[1]}`, text: tag[0] }));
   updateLayers(node.querySelector(".layers"), one);
-  const words = [runningWords(one), `${one.slots} requests at a time`];
-  if (one.speed) words.push(`${duration(1 / one.speed)} per token`);
-  if (one.idle) words.push(`idle for ${duration(one.idle)}`);
-  setText(node.querySelector(".words"), `${one.reason ? `${one.reason} · ` : ""}${words.join(" · ")}`);
+  const words = [runningWords(one)];
+  if (one.state === "ready") {
+    words.push(`${count(one.slots, "request")} at a time`);
+    if (one.speed) words.push(`${duration(1 / one.speed)} per token`);
+    if (one.idle) words.push(`idle for ${duration(one.idle)}`);
+  }
+  showReason(node.querySelector(".reason"), one);
+  setText(node.querySelector(".words"), words.join(" · "));
   keyed(node.querySelector("tbody"), one.placed, (share) => `${share.node}/${share.device}/${share.first}`,
     () => el("tr", {}, el("th", { scope: "row" }), el("td"), el("td"), el("td", { class: "figure" })),
     (row, share) => {

@@ -6,12 +6,17 @@ import { lines, request, send } from "./http.js";
 import { onState, refresh, refreshModels, state } from "./store.js";
 import { showPlan } from "./plan.js";
 
+/** The number of models above which they can be filtered. */
+const FILTERED = 12;
+
 export function modelsView(place) {
   const pull = pullForm(() => load());
   const list = el("ul", { class: "models plain" });
   const none = el("p", { class: "empty", hidden: true, text: "No model yet. Pull one above, or put GGUF files into the models folder of any machine." });
   const trouble = el("p", { class: "notice bad", hidden: true });
-  place.append(el("h1", { text: "Models" }), pull, trouble, list, none);
+  const filter = el("input", { type: "search", "aria-label": "Filter by name", placeholder: "Filter by name", hidden: true });
+  const unmatched = el("p", { class: "empty", hidden: true, text: "No model has this in its name." });
+  place.append(el("div", { class: "title-row" }, el("h1", { text: "Models" }), el("span", { class: "spacer" }), filter), pull, trouble, list, none, unmatched);
   const load = async () => {
     try {
       await refreshModels();
@@ -22,9 +27,14 @@ export function modelsView(place) {
     }
   };
   const draw = () => {
-    keyed(list, state.models, (one) => one.name, (one) => makeModel(one, load), updateModel);
+    filter.hidden = state.models.length <= FILTERED;
+    const wanted = filter.hidden ? "" : filter.value.trim().toLowerCase();
+    const found = state.models.filter((one) => one.name.toLowerCase().includes(wanted));
+    keyed(list, found, (one) => one.name, (one) => makeModel(one, load), updateModel);
     none.hidden = state.models.length > 0;
+    unmatched.hidden = found.length > 0 || !none.hidden;
   };
+  filter.addEventListener("input", draw);
   const end = onState(draw);
   load();
   const timer = setInterval(() => { if (!document.hidden) load(); }, 10000);
@@ -129,7 +139,7 @@ function makeModel(model, reload) {
     el("div", { class: "model-row" },
       el("div", { class: "model-about" },
         el("h2", {}, el("a", { href: `#/model/${encodeURIComponent(model.name)}`, text: shortModel(model.name), title: model.name }), el("span", { class: "tags" })),
-        el("p", { class: "dim small about" })),
+        el("p", { class: "dim small about" }), el("p", { class: "bad-text small reason" })),
       el("div", { class: "buttons" },
         button("Plan", plan), button("Load", load, "primary"), button("Unload", unload), button("Copy", copy, "quiet"), button("Delete", remove, "quiet"))),
     panel);
@@ -141,6 +151,9 @@ function updateModel(node, model) {
   words.push(`on ${model.nodes.slice(0, 6).join(", ")}${model.nodes.length > 6 ? ` and ${model.nodes.length - 6} more` : ""}`);
   if (model.unusable) words.push(`can't be used: ${model.unusable}`);
   setText(node.querySelector(".about"), words.join(" · "));
+  const reason = running.find((one) => one.state === "failed")?.reason || "";
+  setText(node.querySelector(".reason"), reason);
+  node.querySelector(".reason").hidden = !reason;
   const tags = running.map((one) => [stateText(one), one.state === "ready" ? "good" : one.state === "failed" ? "bad" : "warn"]);
   for (const ability of model.capabilities || []) if (ability !== "completion") tags.push([ability, ""]);
   keyed(node.querySelector(".tags"), tags, (tag) => tag[0], (tag) => el("span", { class: `tag ${tag[1]}`, text: tag[0] }));

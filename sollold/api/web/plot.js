@@ -1,7 +1,7 @@
 // Small line plots in SVG: a sparkline, and a plot with axes that shows the values under the pointer.
 
 import { el, setAttribute, setText, svg } from "./dom.js";
-import { number } from "./format.js";
+import { clock, number } from "./format.js";
 
 const known = (value) => value !== null && value !== undefined;
 
@@ -74,7 +74,7 @@ export function plot(title) {
     const box = figure.getBoundingClientRect();
     const at = Math.round(((event.clientX - box.left) / box.width) * (shown.length - 1));
     if (at < 0 || at >= shown.length) return;
-    const when = new Date((shown.end - (shown.length - 1 - at) * shown.step) * 1000).toLocaleTimeString([], { hour12: false });
+    const when = clock(shown.end - (shown.length - 1 - at) * shown.step);
     const values = shown.lines.map((line) => `${shown.lines.length > 1 ? `${line.name} ` : ""}${shown.text(line.values[at])}`);
     setText(read, `${when}: ${values.slice(0, 6).join(", ")}`);
     marker.setAttribute("x1", (at * width) / (shown.length - 1));
@@ -93,22 +93,24 @@ export function plot(title) {
       const x = (at) => (at * width) / (length - 1);
       const y = (value) => (height - bottom) * (1 - value / high) + 1;
       const parts = [];
+      const labels = [];
       for (const share of [0, 0.5, 1]) {
         parts.push(svg("line", { x1: 0, x2: width, y1: y(high * share), y2: y(high * share), class: "plot-grid" }));
         if (share) {
           const label = svg("text", { x: left, y: y(high * share) + 11, class: "plot-label" });
           label.textContent = text(high * share);
-          parts.push(label);
+          labels.push(label);
         }
       }
       const span = (length - 1) * step;
       for (const share of [0, 0.5, 1]) {
         const label = svg("text", { x: share * width, y: height - 4, class: "plot-label", "text-anchor": share === 0 ? "start" : share === 1 ? "end" : "middle" });
         label.textContent = share === 1 ? "now" : `${Math.round((span * (1 - share)) / (span > 7200 ? 3600 : span > 120 ? 60 : 1))} ${span > 7200 ? "h" : span > 120 ? "min" : "s"} ago`;
-        parts.push(label);
+        labels.push(label);
       }
       lines.forEach((line, at) => parts.push(svg("path", { d: dots ? dotsOf(line.values, x, y) : pathOf(line.values, x, y), class: `plot-line${dots ? " dots" : ""} c${at % 8}`, fill: "none" })));
-      figure.replaceChildren(...parts, marker);
+      // Labels are above the lines, which would make them illegible.
+      figure.replaceChildren(...parts, ...labels, marker);
       const summary = lines.slice(0, 8).map((line) => {
         const values = line.values.filter(known);
         if (!values.length) return lines.length > 1 ? `${line.name}: no data yet` : "no data yet";

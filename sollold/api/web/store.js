@@ -2,8 +2,9 @@
 
 import { getJson, request, serverEvents } from "./http.js";
 import { say } from "./dom.js";
+import { clock } from "./format.js";
 
-export const state = { cluster: null, events: [], findings: [], models: [], paths: new Set(), trouble: "" };
+export const state = { cluster: null, events: [], findings: [], models: [], paths: new Set(), trouble: "", asOf: 0 };
 const listeners = new Set();
 const EVERY = 2000;
 const KEPT = 200;
@@ -33,12 +34,15 @@ export async function refresh() {
   asking = true;
   clearTimeout(timer);
   try {
-    if (!document.hidden || !state.cluster) state.cluster = await getJson("/api/cluster");
+    if (!document.hidden || !state.cluster) {
+      state.cluster = await getJson("/api/cluster");
+      state.asOf = Date.now() / 1000;
+    }
     state.trouble = "";
   } catch (error) {
     state.trouble = error.status
       ? `The node refused: ${error.message}`
-      : "The node does not answer; this page may be out of date. Trying again.";
+      : `The node does not answer. ${state.asOf ? `This page shows its state at ${clock(state.asOf)}. ` : ""}Trying again.`;
   }
   asking = false;
   tell();
