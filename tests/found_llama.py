@@ -10,7 +10,10 @@ from sollold.settings.schema import LlamaSettings, NodeSettings
 def found_llama() -> tuple[Llama | None, str]:
     """The llama.cpp found here; None with a message if there is none."""
     found, passed = find(LlamaSettings(), places(NodeSettings()).cache)
-    return found, "" if found is not None else f"no llama.cpp here: {'; '.join(passed) or 'run make setup'}"
+    return (
+        found,
+        "" if found is not None else f"no llama.cpp here: {'; '.join(map(str, passed)) or 'run make setup'}",
+    )
 
 
 def required_llama() -> Llama:

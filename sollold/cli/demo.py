@@ -61,7 +61,10 @@ async def demo(options: argparse.Namespace) -> int:
         print(f"sollold: {error}", file=sys.stderr)
         return Exit.FAILED
     if llama is None:
-        print(f"sollold: no llama.cpp here; run `sollold setup` first. {' '.join(passed)}", file=sys.stderr)
+        print(
+            f"sollold: no llama.cpp here; run `sollold setup` first. {' '.join(map(str, passed))}",
+            file=sys.stderr,
+        )
         return Exit.FAILED
     with _signals() as received:
         try:

@@ -207,6 +207,35 @@ def test_a_build_reports_progress_and_writes_a_log(workshop: Workshop) -> None:
     assert workshop.runs() == 1
 
 
+def test_a_build_that_does_not_answer_in_time_is_not_built_again(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is busy, or reads it from a slow disk."""
+    server = workshop.setup().run().server
+    ask = find._ask
+
+    def slow(program: Path, option: str) -> str:
+        if workshop.cache in program.parents:
+            raise find.LlamaSilent(program, "it took too long")
+        return ask(program, option)
+
+    monkeypatch.setattr(find, "_ask", slow)
+    with pytest.raises(SetupFailed, match="it took too long; it is tried again every minute"):
+        workshop.setup().run()
+    other = install(workshop.folder / "home/llama.cpp/build/bin")
+    assert workshop.setup().run().server == other
+    monkeypatch.undo()
+    assert workshop.runs() == 1
+    assert server.exists()
+
+
+def test_a_program_that_takes_too_long_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "_ASK_SECONDS", 0.1)
+    server = install(tmp_path, server="#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(find.LlamaSilent, match="llama-server does not run"):
+        find.look_at(server, tmp_path / "ggml-rpc-server")
+
+
 def test_a_compiler_error_is_named_and_the_build_removed(workshop: Workshop) -> None:
     workshop.ninja(
         'echo "FAILED: [code=1] b.o"; echo "c++ -c b.cpp"; echo "b.cpp:7:1: error: no such thing"; exit 1'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -23,10 +24,23 @@ _VERSION = re.compile(r"version: .*?(?:build )?(\d+)[, (]+(?:commit )?([0-9a-f]{
 DRAFT_MTP = "draft-mtp"
 """A speculation type that not every build supports."""
 _ASK_SECONDS = 20.0
+_PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 class LlamaUnusable(Exception):
     """The llama.cpp at some path can't be used; the message says why."""
+
+
+class LlamaSilent(LlamaUnusable):
+    """It could not be run just now, on a machine that is overloaded or has a slow disk.
+
+    Attributes:
+        program: the file.
+    """
+
+    def __init__(self, program: Path, reason: str) -> None:
+        super().__init__(f"{program} does not run: {reason}")
+        self.program = program
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +65,7 @@ class Llama:
         return bool(self.stamp) and self.stamp != _stamp(self.server, self.worker)
 
 
-def find(settings: LlamaSettings, cache: Path) -> tuple[Llama | None, list[str]]:
+def find(settings: LlamaSettings, cache: Path) -> tuple[Llama | None, list[LlamaUnusable]]:
     """Return the first usable llama.cpp, and why candidates before it were passed over.
 
     Searches the settings, GPU builds in the cache, PATH, ``~/llama.cpp``, the package's folder and finally
@@ -62,12 +76,12 @@ def find(settings: LlamaSettings, cache: Path) -> tuple[Llama | None, list[str]]
     """
     if settings.server or settings.rpc_server:
         return _named(settings), []
-    skipped: list[str] = []
+    skipped: list[LlamaUnusable] = []
     for server, worker in _candidates(cache):
         try:
             return look_at(server, worker), skipped
         except LlamaUnusable as error:
-            skipped.append(str(error))
+            skipped.append(error)
     return None, skipped
 
 
@@ -164,6 +178,8 @@ def _ask(program: Path, option: str) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
+        if isinstance(error, subprocess.TimeoutExpired) or error.errno in _PASSING:
+            raise LlamaSilent(program, system_words(error)) from error
         raise LlamaUnusable(f"{program} does not run: {system_words(error)}") from error
     text = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:

@@ -26,7 +26,7 @@ from typing import BinaryIO
 from sollold import __version__
 from sollold.engines.install.build import NEEDED_BYTES, TAG, Build
 from sollold.engines.install.build_step import Cancelled, SetupFailed, Steps
-from sollold.engines.install.find import PACKAGED, Llama, LlamaUnusable, find, look_at
+from sollold.engines.install.find import PACKAGED, Llama, LlamaSilent, LlamaUnusable, find, look_at
 from sollold.engines.install.toolchain import (
     CPU,
     PORTABLE,
@@ -140,7 +140,7 @@ class Setup:
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._steps: Steps | None = None
-        self._skipped: list[str] = []
+        self._skipped: list[LlamaUnusable] = []
         self._has_fallback = False
         """A usable one exists: a failed build is then recorded, so that not every start repeats it."""
 
@@ -169,7 +169,11 @@ class Setup:
         """
         self._tell("finding", 0.0, "looking for llama.cpp")
         found = self._find()
-        if found is None:
+        if silent := self._silent():
+            # Building it again would take many minutes, on a machine that is slow already.
+            if found is None:
+                raise SetupFailed(f"{silent}; it is tried again every minute")
+        elif found is None:
             found = self._build_once(backends, self._find)
         elif (better := self._worth_building(found)) is not None:
             found = self._build_beside(found, better)
@@ -252,17 +256,22 @@ class Setup:
         self._skipped = skipped
         return found
 
+    def _silent(self) -> str:
+        """Return why a build of our own could not be run just now; empty if none was silent."""
+        own = (e for e in self._skipped if isinstance(e, LlamaSilent) and self._folder in e.program.parents)
+        return str(next(own, ""))
+
     def _build_once(
         self, wanted: Callable[[], list[BuildBackend]], existing: Callable[[], Llama | None]
     ) -> Llama:
         if not self._settings.build:
-            why = f" ({'; '.join(self._skipped)})" if self._skipped else ""
+            why = f" ({'; '.join(map(str, self._skipped))})" if self._skipped else ""
             raise SetupFailed(
                 f"no usable llama.cpp found{why} and llama.build is off: "
                 "install one, set llama.server, or turn llama.build on"
             )
-        for why in self._skipped:
-            log.info("llama.cpp skipped: %s", why)
+        for unusable in self._skipped:
+            log.info("llama.cpp skipped: %s", unusable)
         if absent := missing():
             raise SetupFailed(f"llama.cpp can't be built without {' and '.join(absent)}")
         try:
