@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -144,11 +145,21 @@ def _no_room_for(ask: Ensure, snapshot: ClusterSnapshot) -> str:
 
 def _invalid_counts(ask: Ensure, snapshot: ClusterSnapshot) -> str:
     """Return why the caller's fixed counts are invalid, whatever the memory; empty when they are valid."""
-    records = (*snapshot.records, *snapshot.expected)
-    known = {name for record in records for name in (record.node, record.name)}
-    if absent := [node for node, _ in ask.fixed if node not in known]:
+    records = {record.node: record for record in (*snapshot.records, *snapshot.expected)}
+    meant = {
+        name: [name] if name in records else [node for node, record in records.items() if record.name == name]
+        for name, _ in ask.fixed
+    }
+    begin = "The layers can't be placed as named"
+    if absent := [name for name, nodes in meant.items() if not nodes]:
         names = ", ".join(sorted(record.name for record in snapshot.records))
-        return f"The layers can't be placed as named: there is no node {' or '.join(absent)}; nodes: {names}."
+        return f"{begin}: there is no node {' or '.join(absent)}; nodes: {names}."
+    for name, nodes in meant.items():
+        if len(nodes) > 1:
+            return f"{begin}: several nodes are named {name}; name one by its id: {', '.join(nodes)}."
+    node, count = Counter(meant[name][0] for name, _ in ask.fixed).most_common(1)[0]
+    if count > 1:
+        return f"{begin}: {records[node].name} is named twice; a node has one range of layers."
     if snapshot.shape is not None and (wrong := miscounted(ask.fixed, len(snapshot.shape.layers))):
         return f"The layers of {snapshot.holders[0][1].name} can't be placed as named: {wrong}."
     return ""

@@ -61,6 +61,7 @@ class Node:
     devices: tuple[Device, ...]
     models: list[Model] = field(default_factory=list)
     build: str = "b1"
+    name: str = ""
     ledger: Ledger = field(default_factory=lambda: Ledger(ready=True))
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
     deploys: list[Deploy] = field(default_factory=list)
@@ -77,7 +78,7 @@ class Node:
             return self.published
         self.published = Record(
             node=self.id,
-            name=f"host-{self.id}",
+            name=self.name or f"host-{self.id}",
             version=1,
             addresses=("127.0.0.1",),
             http_port=1,

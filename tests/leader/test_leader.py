@@ -149,9 +149,20 @@ async def test_invalid_layer_counts_are_the_callers_error(
     answer = await cluster.planner.ensure(Ensure("demo", fixed=(("a", 9), ("z", 8))))
     assert answer.fault == "bad_request"
     assert "no node z" in answer.message and "host-b" in answer.message
+    answer = await cluster.planner.ensure(Ensure("demo", fixed=(("a", 3), ("b", 4), ("host-a", 10))))
+    assert answer.fault == "bad_request"
+    assert "host-a is named twice" in answer.message
     answer = await cluster.planner.ensure(Ensure("demo", fixed=(("a", 15), ("b", 2))))
     assert answer.fault == "too_big"
     assert "What would help: letting the planner decide which node gets how many layers" in answer.message
+    assert (await cluster.planner.ensure(Ensure("demo", fixed=(("a", 4), ("b", 6), ("c", 7))))).deployment
+
+
+async def test_layers_for_a_name_of_several_nodes_are_refused(cluster: Cluster) -> None:
+    cluster.nodes["c"].name = "host-b"
+    answer = await cluster.planner.ensure(Ensure("demo", fixed=(("a", 4), ("host-b", 13))))
+    assert answer.fault == "bad_request"
+    assert "several nodes are named host-b; name one by its id: b, c" in answer.message
     assert (await cluster.planner.ensure(Ensure("demo", fixed=(("a", 4), ("b", 6), ("c", 7))))).deployment
 
 
