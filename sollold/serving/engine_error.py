@@ -38,6 +38,7 @@ _ANSWER = re.compile(r"(Failed to parse input at pos \d+): .*", re.DOTALL)
 answer may contain any of the words by which errors are classified."""
 _TOO_MANY_CHOICES = re.compile(r"Field 'n(?:_cmpl)?': Value must be between 1 <= value <= (\d+)")
 _RUNNER_CRASHED = re.compile(r"terminated:.*(?:segmentation fault|signal: aborted|SIGSEGV|SIGABRT)")
+_UNPARSED = "does not match the expected"
 _MAX_CHARACTERS = 1000
 """Maximum length of an engine's message that is passed on, in characters."""
 
@@ -62,6 +63,11 @@ def engine_refusal(status: int, body: bytes) -> Refusal:
 def is_callers_fault(refusal: Refusal) -> bool:
     """Whether an engine's error is the caller's fault, so that any other engine would refuse it too."""
     return refusal.status < 500 or refusal.status == 501
+
+
+def is_unparsed(message: str) -> bool:
+    """Whether llama-server reports that it can't parse the model's tool call."""
+    return _UNPARSED in message
 
 
 def runner_crashed(message: str) -> bool:

@@ -15,7 +15,13 @@ from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.serving.attempts import BYPASS_LIMIT, BYPASS_PATHS, Attempt, Attempts
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.dispatch import Dispatcher
-from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed, stream_status
+from sollold.serving.engine_error import (
+    engine_refusal,
+    is_callers_fault,
+    is_unparsed,
+    runner_crashed,
+    stream_status,
+)
 from sollold.serving.event_reader import EventReader
 from sollold.serving.model_names import callers_name
 from sollold.serving.opening import ServingContext
@@ -365,6 +371,8 @@ class RequestExecutor:
         self._engine_errors += 1
         if is_callers_fault(refusal) or self._engine_errors > _MAX_ENGINE_ERRORS:
             return refusal
+        if self._continuation is not None and is_unparsed(refusal.message):
+            self._continuation.forbid_tool_calls()
         crashed = not reader.delivered and runner_crashed(refusal.message)
         cause = crashed and self._attempts.is_cause(attempt.stream)
         message = f"the engine failed: {refusal.message}"
@@ -401,9 +409,8 @@ class RequestExecutor:
         rest = None if restart else continuation
         try:
             failed = attempt.candidate
-            search = find_rest(
-                self._dispatcher, self._ask, limit, failed.engine, frozenset((failed.key,)), rest
-            )
+            without = frozenset(() if is_unparsed(error.message) else (failed.key,))
+            search = find_rest(self._dispatcher, self._ask, limit, failed.engine, without, rest)
             new = await self._find(search)
         except Refusal as refusal:
             if refusal.fault in (Fault.TIMEOUT, Fault.BAD_REQUEST) or refusal is self._stopped:

@@ -35,10 +35,13 @@ class Reciter:
     every request that contains this text, once ``fuse`` is set. ``deaf``: the engine ignores small requests.
     ``padding``: bytes of comments before each event. ``pings``: send comments while hanging. ``once``: close
     a connection on its second request. ``error_gate``: answers with ``status`` wait for it.
+    ``unparsed_after``: events after which a streamed chat that may call tools ends with the error for a call
+    that can't be parsed.
     """
 
     def __init__(self) -> None:
         self.end_after: int | None = None
+        self.unparsed_after: int | None = None
         self.die_after: int | None = None
         self.hang_after: int | None = None
         self.poison = ""
@@ -165,7 +168,10 @@ class Reciter:
         events += [chunk({}, finish)]
         if (body.get("stream_options") or {}).get("include_usage"):
             events.append({"choices": [], "id": id, "created": 1, "usage": usage, "timings": timings})
-        return await self._sse(request, events, done=True)
+        if self.unparsed_after is not None and body.get("tool_choice") != "none":
+            text = "The model produced output that does not match the expected peg-native format"
+            events[self.unparsed_after :] = [{"error": {"code": 500, "message": text}}]
+        return await self._sse(request, events, done="error" not in events[-1])
 
     async def text(self, request: web.Request) -> web.StreamResponse:
         body = await self._body(request)

@@ -737,3 +737,17 @@ async def test_a_llama_server_that_ends_its_answer_early_is_resumed(cluster: Clu
     engine_b.end_after = 40
     answer = await a.serving.open(ask(), lambda _: None)
     assert text_of(await read(answer)) == TEXT and answer.routing.resumed == 1
+
+
+async def test_a_stream_whose_tool_call_can_not_be_parsed_continues_as_text(cluster: Cluster) -> None:
+    a = await cluster.node("a")
+    engine = await cluster.reciter()
+    a.engines.serve("d1", engine, slots=1)
+    engine.unparsed_after = 9
+    answer = await a.serving.open(ask(tools=[{}], tool_choice="auto"), lambda _: None)
+    async with asyncio.timeout(1):
+        events = await read(answer)
+    assert text_of(events) == TEXT
+    assert events[-1]["usage"]["completion_tokens"] == len(WORDS)
+    chats = [body for path, body, _ in engine.requests if path == "/v1/chat/completions"]
+    assert [body["tool_choice"] for body in chats] == ["auto", "none"]

@@ -10,9 +10,9 @@ import msgspec
 from sollold.api.engine.retry import end_of, ending, with_llama_body
 from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
+from sollold.serving.engine_error import is_unparsed
 from sollold.serving.request import Answer, Ask, Engine, Service, Waiting
 
-_UNPARSED = "does not match the expected"
 _END = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 _HEAD = ("id", "object", "created", "model")
 """Fields that all chunks of a chat have in common."""
@@ -67,4 +67,4 @@ def _end_after(raw: bytes) -> bytes:
 
 
 def _is_unparsed(refusal: Refusal) -> bool:
-    return refusal.fault is Fault.ENGINE and _UNPARSED in refusal.message
+    return refusal.fault is Fault.ENGINE and is_unparsed(refusal.message)

@@ -14,6 +14,7 @@ its text, `check` reports that it can't be continued exactly.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -92,6 +93,10 @@ class Continuation(ABC):
         self.tokens = self.events if tokens is None else tokens
         self.resumed = True
         return self._continuation()
+
+    def forbid_tool_calls(self) -> None:
+        """Have the rest generated as text, since the model's tool call can't be parsed."""
+        self.call = replace(self.call, body={**self.call.body, "tool_choice": "none"})
 
     def closing(self) -> list[bytes]:
         """The last events, if only they are missing and no engine is needed for them; otherwise empty."""
