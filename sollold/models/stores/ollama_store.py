@@ -7,66 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import pwd
-import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta
 
 from sollold.errors import system_reason
 from sollold.models.names import Name, is_name
+from sollold.models.stores.ollama_manifest import DIGEST, MAX_BYTES, Manifest, described, parse_manifest
 from sollold.models.stores.ollama_unit import UNITS, ollama_service
 from sollold.models.stores.permission_hint import permission_hint, whoami
-from sollold.models.stores.safe_read import MOST, UNDECODABLE, open_file, read_text
+from sollold.models.stores.safe_read import MOST, UNDECODABLE, open_file
 from sollold.models.stores.scan_result import FoundModel, Problem, Scan, stamp, unreadable
 from sollold.settings.location import expanded, home_folder
 
-_KIND = "application/vnd.ollama.image."
-_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _HOMES = ("/usr/share/ollama", "/var/lib/ollama")
-_MAX_MANIFEST_BYTES = 1 << 20
 _MAX_MODELS = 20_000
-_MAX_LICENSES = 16
 _MAX_TEXT_BYTES = 16 << 20
 """Maximum size of a text blob; the text of larger ones is left out."""
-_Size = Annotated[int, Meta(le=1 << 50)]
-"""Bytes of a layer. The sum over a manifest must fit into 64 bits, since lists of models are sent."""
-
-
-class _Layer(msgspec.Struct):
-    mediaType: str = ""
-    digest: str = ""
-    size: _Size = 0
-    from_: str | None = msgspec.field(name="from", default="")
-
-
-class _Manifest(msgspec.Struct):
-    config: _Layer | None = None
-    layers: list[_Layer] | None = None
-
-
-class _Config(msgspec.Struct):
-    model_format: str | None = ""
-    model_family: str | None = ""
-    file_type: str | None = ""
-    remote_host: str | None = ""
-    capabilities: list[str] | None = None
-    context_length: Annotated[int, Meta(le=1 << 60)] | None = 0
-    renderer: str | None = ""
-
-
-class _Message(msgspec.Struct):
-    role: str
-    content: str = ""
-
-
-_TEXTS = ("template", "prompt", "system", "params", "messages")
-"""Kinds of layers that hold text."""
 
 
 def roots(
@@ -188,7 +147,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
     label = str(name)
     try:
         with open_file(file) as handle:
-            raw = handle.read(_MAX_MANIFEST_BYTES)
+            raw = handle.read(MAX_BYTES)
             modified = os.fstat(handle.fileno()).st_mtime
     except PermissionError:
         return FoundModel(
@@ -199,41 +158,17 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
     digest = hashlib.sha256(raw).hexdigest()
     advice = f"Pull it again: ollama pull {label}"
     try:
-        manifest = msgspec.json.decode(raw, type=_Manifest)
+        manifest = parse_manifest(raw)
     except UNDECODABLE as error:
         unusable = f"Its manifest is damaged ({error}). {advice}"
         return FoundModel(label, "ollama", modified=modified, manifest=digest, unusable=unusable)
-    layers = manifest.layers or []
-    config = _config(root, manifest.config)
-    texts = {kind: _layer_text(root, layers, kind) for kind in _TEXTS}
-    licenses = [_blob_text(path) for path in _blobs(root, layers, "license")[:_MAX_LICENSES]]
-    kind = "gguf"
-    if name.cloud or config.remote_host:
-        kind = "cloud"
-    elif config.model_format == "safetensors" or not _blobs(root, layers, "model"):
-        kind = "safetensors"
-    found = FoundModel(
-        label,
-        "ollama",
-        files=tuple(map(str, _blobs(root, layers, "model"))) if kind == "gguf" else (),
-        projector=next((str(path) for path in _blobs(root, layers, "projector")), ""),
-        adapters=tuple(str(path) for path in _blobs(root, layers, "adapter")),
-        modified=modified,
-        size=sum(max(0, layer.size) for layer in layers),
-        # With a renderer, Ollama's own code makes the prompt, as the file's own template does.
-        template="" if config.renderer else texts["template"] or texts["prompt"],
-        system=texts["system"],
-        messages=_messages(texts["messages"]),
-        params=_params(texts["params"]),
-        license="\n\n".join(licenses),
-        manifest=digest,
-        parent=next((layer.from_ or "" for layer in layers if layer.mediaType == f"{_KIND}model"), ""),
-        format=kind,
-        architecture=config.model_family or "",
-        quantization=config.file_type or "",
-        context_train=max(0, config.context_length or 0),
-        capabilities=tuple(config.capabilities or ()),
+    found = replace(
+        described(name, raw, manifest, lambda digest: _blob_text(_blob(root, digest))), modified=modified
     )
+    if found.format == "gguf":
+        found = replace(found, files=_paths(root, manifest, "model"))
+    projectors = _paths(root, manifest, "projector")[:1]
+    found = replace(found, projector="".join(projectors), adapters=_paths(root, manifest, "adapter"))
     return _checked(root, found, advice, result)
 
 
@@ -262,7 +197,7 @@ def _checked(root: Path, found: FoundModel, advice: str, result: Scan) -> FoundM
 
 def _blob(root: Path, digest: str) -> Path | None:
     """Return the path of a blob under its current name or that of old stores; None for an invalid digest."""
-    match = _DIGEST.fullmatch(digest)
+    match = DIGEST.fullmatch(digest)
     if match is None:
         return None
     path = root / "blobs" / f"sha256-{match[1]}"
@@ -271,21 +206,19 @@ def _blob(root: Path, digest: str) -> Path | None:
     return old if stamp(path) is None and stamp(old) is not None else path
 
 
-def _blobs(root: Path, layers: Iterable[_Layer], kind: str) -> list[Path]:
-    paths = (_blob(root, layer.digest) for layer in layers if layer.mediaType == f"{_KIND}{kind}")
-    return [path for path in paths if path is not None]
+def _paths(root: Path, manifest: Manifest, kind: str) -> tuple[str, ...]:
+    """Return the paths of the blobs of a kind of layer."""
+    paths = (_blob(root, layer.digest) for layer in manifest.of_kind(kind))
+    return tuple(str(path) for path in paths if path is not None)
 
 
-def _layer_text(root: Path, layers: Iterable[_Layer], kind: str) -> str:
-    paths = _blobs(root, layers, kind)
-    return _blob_text(paths[-1]) if paths else ""
-
-
-def _blob_text(path: Path) -> str:
+def _blob_text(path: Path | None) -> str:
     """Return the beginning of a text blob; empty if it can't be read, or its name is not that of its content.
 
     Whoever may write to the store could otherwise publish any file that the daemon can read, by a link to it.
     """
+    if path is None:
+        return ""
     digest = hashlib.sha256()
     try:
         with open_file(path) as file:
@@ -297,29 +230,3 @@ def _blob_text(path: Path) -> str:
     except OSError:
         return ""
     return text.decode("utf-8", "replace") if path.name.endswith(digest.hexdigest()) else ""
-
-
-def _config(root: Path, layer: _Layer | None) -> _Config:
-    path = _blob(root, layer.digest) if layer else None
-    try:
-        return msgspec.json.decode(read_text(path), type=_Config) if path else _Config()
-    except UNDECODABLE:
-        return _Config()
-
-
-def _messages(text: str) -> tuple[tuple[str, str], ...]:
-    """Parse Ollama's MESSAGEs; anything else gives none."""
-    try:
-        found = msgspec.json.decode(text, type=list[_Message]) if text else []
-    except UNDECODABLE:
-        return ()
-    return tuple((message.role, message.content) for message in found)
-
-
-def _params(text: str) -> str:
-    """Return Ollama's default options as JSON; ``{}`` for anything else."""
-    try:
-        value = json.loads(text) if text else {}
-        return json.dumps(value, allow_nan=False) if isinstance(value, dict) else "{}"
-    except (ValueError, RecursionError):
-        return "{}"
