@@ -40,6 +40,7 @@ from sollold.models.library import Library
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.transfer.cleanup import sweep
 from sollold.models.transfer.internet import Internet
+from sollold.models.transfer.ollama_registry import OllamaRegistry
 from sollold.models.transfer.peer_source import Sender
 from sollold.models.transfer.pull import Puller
 from sollold.models.transfer.rate_limit import RateLimit
@@ -177,6 +178,7 @@ class Parts:
         self.pace = RateLimit(settings.models.transfer_rate)
         self.sender = Sender(self.catalogue, self.peers, me, self.pace)
         self.internet = Internet()
+        self.registry = OllamaRegistry(self.internet)
         self.puller = Puller(
             self.library,
             self.catalogue,
@@ -184,6 +186,7 @@ class Parts:
             me,
             self.pace,
             self.internet,
+            self.registry,
             lambda: self.ollama.url_of_api,
             self.ollama.has,
             reach=self.node.reach,
@@ -231,7 +234,7 @@ class Parts:
             self.agent.grants.external_watch.name,
             self.serving.open,
             settings.http.wait_limit,
-            RemoteHeaders(self.internet),
+            RemoteHeaders(self.internet, self.registry),
         )
         self.cluster.register(self.peers)
         self.logs = LogService(view, calls, self.library.resolve, self._folders.state / "logs")

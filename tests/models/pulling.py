@@ -12,6 +12,7 @@ from sollold.control.local_models import OwnModels
 from sollold.models.library import Library
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.transfer.internet import Internet
+from sollold.models.transfer.ollama_registry import OllamaRegistry
 from sollold.models.transfer.partial_file import PartialFile
 from sollold.models.transfer.peer_source import Sender
 from sollold.models.transfer.pull import Puller
@@ -41,6 +42,7 @@ class Node:
         limit = RateLimit(rate)
         self.sender = Sender(self.catalogue, self.server, name, limit)
         self.internet = Internet(self.environ)
+        self.registry = OllamaRegistry(self.internet, "http://127.0.0.1:9")
         self.puller = Puller(
             self.library,
             self.catalogue,
@@ -48,6 +50,7 @@ class Node:
             name,
             limit,
             self.internet,
+            self.registry,
             lambda: self.ollama,
             self.in_ollama.__contains__,
         )

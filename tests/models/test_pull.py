@@ -58,7 +58,7 @@ async def test_names_of_pulls_are_not_guessed(three: ThreeNodes) -> None:
     await until(lambda: a.library.find("tiny"))
     with pytest.raises(PullError, match=r"has tiny:latest.* did you mean tiny:F16\?") as caught:
         await a.pull("tiny")
-    assert caught.value.missing
+    assert not caught.value.missing, "the registry can't be reached and may have it"
     async with Standin([]) as standin:
         a.ollama = standin.url
         await a.pull("tiny")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from sollold.models.transfer.pull_progress import PullError
 from tests.http_double import HttpDouble
 from tests.models.hub_double import HubDouble
 from tests.models.pulling import PART, ThreeNodes, big, sole
+from tests.models.registry_double import RegistryDouble
+from tests.models.stores import write_gguf
 from tests.ollama_standin import Known, Standin
 
 
@@ -89,8 +92,11 @@ async def test_a_silent_ollama_is_waited_for_while_it_verifies(
 
 async def test_a_pull_without_any_source_is_refused(three: ThreeNodes) -> None:
     await three.start()
-    with pytest.raises(PullError, match="no node of the cluster has nothing:latest") as caught:
-        await three.nodes[0].pull("nothing")
+    a = three.nodes[0]
+    with pytest.raises(PullError, match=r"no node of the cluster has nothing:latest; .* can't be reached"):
+        await a.pull("nothing")
+    with pytest.raises(PullError, match=r"no node of the cluster has 10\.0\.0\.1:5000/x/y:latest") as caught:
+        await a.pull("10.0.0.1:5000/x/y")
     assert caught.value.missing
     with pytest.raises(PullError, match=r"^invalid model name: '\.\.' in '\.\./etc' may have only"):
         await three.nodes[0].pull("../etc")
@@ -126,6 +132,70 @@ async def test_an_interrupted_pull_from_the_hub_is_resumed(
         assert caught.value.missing
     finally:
         await hub.close()
+
+
+async def test_a_model_is_pulled_from_ollamas_registry_without_an_ollama(
+    three: ThreeNodes, tmp_path: Path
+) -> None:
+    a, _, _ = three.nodes
+    content = big(tmp_path / "tiny.gguf").read_bytes()
+    texts = {"template": "{{ .Prompt }}", "system": "Be brief.", "params": '{"num_ctx": 512}'}
+    registry = RegistryDouble(content, **texts)
+    a.registry.base = await registry.start()
+    try:
+        await three.start()
+        assert (await a.pull("tiny"))[-1] == {"status": "success"}
+        model = a.catalogue.get("tiny:latest")
+        assert model is not None
+        assert (model.template, model.system, model.params) == tuple(texts.values())
+        assert model.manifest == hashlib.sha256(registry.manifest.encode()).hexdigest()
+        assert not model.unusable
+        assert sole(a.catalogue.own).read_bytes() == content
+        sent = registry.sent
+        assert (await a.pull("tiny"))[-1] == {"status": "success"}
+        assert registry.sent == sent
+        registry.put(content, **{**texts, "system": "Be verbose."})
+        assert (await a.pull("tiny"))[-1] == {"status": "success"}
+        (model,) = a.catalogue.models
+        assert (model.name, model.system) == ("tiny:latest", "Be verbose.")
+        with pytest.raises(PullError, match="tiny:70b is not in Ollama's registry") as caught:
+            await a.pull("tiny:70b")
+        assert caught.value.missing
+    finally:
+        await registry.close()
+
+
+async def test_a_second_name_is_not_replaced_by_a_model_of_the_registry(
+    three: ThreeNodes, tmp_path: Path
+) -> None:
+    a, _, _ = three.nodes
+    big(a.folder / "m" / "mine.gguf")
+    registry = RegistryDouble(big(tmp_path / "tiny.gguf", seed=1).read_bytes())
+    a.registry.base = await registry.start()
+    try:
+        await three.start()
+        mine = a.catalogue.get("mine:latest")
+        assert mine is not None
+        await a.own.copy(mine, "tiny:latest")
+        assert (await a.pull("tiny"))[-1] == {"status": "success"}
+        model = a.catalogue.get("tiny:latest")
+        assert model is not None
+        assert model.digest == mine.digest
+    finally:
+        await registry.close()
+
+
+async def test_a_model_that_only_ollama_runs_is_not_downloaded(three: ThreeNodes, tmp_path: Path) -> None:
+    a, _, _ = three.nodes
+    registry = RegistryDouble(write_gguf(tmp_path / "m.gguf", architecture="gptoss").read_bytes())
+    a.registry.base = await registry.start()
+    try:
+        await three.start()
+        with pytest.raises(PullError, match=r"Stock llama\.cpp can't read this file"):
+            await a.pull("tiny")
+        assert not a.catalogue.models
+    finally:
+        await registry.close()
 
 
 async def test_an_adapter_alone_is_refused(three: ThreeNodes, tmp_path: Path) -> None:

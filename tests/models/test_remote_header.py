@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from sollold.models.footprint.read_shape import shape_of
 from sollold.models.gguf import reader as gguf
 from sollold.models.gguf.header import GgufError
 from sollold.models.transfer import remote_header
 from sollold.models.transfer.internet import Internet
+from sollold.models.transfer.ollama_registry import OllamaRegistry
 from sollold.models.transfer.partial_file import Item
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders, on_hub
 from tests.gguf.size import Size
 from tests.gguf.writer import write
-from tests.http_double import HttpDouble
 from tests.models.hub_double import HubDouble
-
-
-class RegistryDouble(HttpDouble):
-    """Ollama's registry with one model, ``library/tiny:latest``.
-
-    Attributes:
-        sent: bytes of the blob sent.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        self.sent = 0
-
-    async def start(self) -> str:
-        app = web.Application()
-        app.router.add_get("/v2/library/tiny/manifests/{tag}", self._manifest)
-        app.router.add_get("/v2/library/tiny/blobs/{digest}", self._blob)
-        return await self.serve(app)
-
-    async def _manifest(self, request: web.Request) -> web.Response:
-        if request.match_info["tag"] != "latest":
-            return web.Response(status=404)
-        kind = "application/vnd.ollama.image."
-        layers = [
-            {"mediaType": f"{kind}model", "digest": self._digest, "size": len(self._content)},
-            {"mediaType": f"{kind}template", "digest": "sha256:0", "size": 12},
-        ]
-        return web.Response(text=json.dumps({"schemaVersion": 2, "layers": layers}))
-
-    async def _blob(self, request: web.Request) -> web.Response:
-        assert request.match_info["digest"] == self._digest
-        start, end = request.headers["Range"].removeprefix("bytes=").split("-")
-        piece = self._content[int(start) : int(end) + 1]
-        self.sent += len(piece)
-        return web.Response(status=206, body=piece)
+from tests.models.registry_double import RegistryDouble
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +41,7 @@ def content(file: Path) -> bytes:
 async def registry(content: bytes) -> AsyncIterator[tuple[RegistryDouble, RemoteHeaders]]:
     double = RegistryDouble(content)
     internet = Internet({})
-    yield double, RemoteHeaders(internet, await double.start())
+    yield double, RemoteHeaders(internet, OllamaRegistry(internet, await double.start()))
     await internet.close()
     await double.close()
 
@@ -128,7 +90,7 @@ async def test_invalid_headers_are_refused(data: bytes) -> None:
 
 async def test_unreachable_and_unsupported_registries_are_refused() -> None:
     with pytest.raises(RemoteError, match="can't be reached"):
-        await RemoteHeaders(Internet({}), "http://127.0.0.1:9").read("tiny")
+        await RemoteHeaders(Internet({}), OllamaRegistry(Internet({}), "http://127.0.0.1:9")).read("tiny")
     with pytest.raises(RemoteError, match="neither"):
         await RemoteHeaders(Internet({})).read("example.com/a/b")
 
@@ -162,6 +124,6 @@ async def test_a_server_that_ignores_the_range_is_read_no_further_than_needed(tm
                 sent += len(piece)
                 yield piece
 
-    header = await remote_header._header(WholeFile(), 0, Item("m.gguf", 1 << 40, ""))
+    header = await remote_header.fetch_header(WholeFile(), 0, Item("m.gguf", 1 << 40, ""))
     assert header.files
     assert sent <= len(content) + 5 * (1 << 20)

@@ -105,8 +105,9 @@ class Hub:
 
     def source(self, name: Name, paths: tuple[str, ...]) -> HubSource:
         """Return files of a repository as a source of bytes."""
-        base = f"{self._base}/{quote(name.namespace)}/{quote(name.model)}/resolve/main/"
-        return HubSource(self._internet, [base + quote(path) for path in paths], self._headers)
+        base = f"{self._base}/{quote(name.namespace)}/{quote(name.model)}"
+        urls = [f"{base}/resolve/main/{quote(path)}" for path in paths]
+        return HubSource(self._internet, base, urls, self._headers)
 
 
 class HubSource:
@@ -115,8 +116,8 @@ class HubSource:
     patience = 600.0
     """An internet connection may be down for minutes, and the hub limits requests per five minutes."""
 
-    def __init__(self, internet: Internet, urls: list[str], headers: dict[str, str]) -> None:
-        self.name = hidden_in_text(urls[0].split("/resolve/")[0])
+    def __init__(self, internet: Internet, name: str, urls: list[str], headers: dict[str, str]) -> None:
+        self.name = hidden_in_text(name)
         self._internet = internet
         self._urls = urls
         self._headers = headers

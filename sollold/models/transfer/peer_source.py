@@ -75,10 +75,11 @@ def items_of(model: Model) -> tuple[Item, ...]:
     Raises:
         OSError: a file is missing.
     """
-    return tuple(_item(name, path) for name, path in zip(_names_of(model), paths_of(model), strict=True))
+    return tuple(_item(name, path) for name, path in zip(names_of(model), paths_of(model), strict=True))
 
 
-def _names_of(model: Model) -> list[str]:
+def names_of(model: Model) -> list[str]:
+    """Return the names of the files of a model, in the order of `paths_of`."""
     count = len(model.files)
     names = (
         ["model.gguf"] if count == 1 else [f"model-{k:05}-of-{count:05}.gguf" for k in range(1, count + 1)]
@@ -163,7 +164,7 @@ class Sender:
             # One by one: the files may be on several shares, of which one may hang.
             items = [
                 await self._threads.run(path, _item, name, path)
-                for name, path in zip(_names_of(model), paths_of(model), strict=True)
+                for name, path in zip(names_of(model), paths_of(model), strict=True)
             ]
             return ModelFiles(model, tuple(items), hashes=True)
         except OSError as error:

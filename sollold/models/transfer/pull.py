@@ -1,4 +1,7 @@
-"""Pulls models: from a node, else through Ollama, else from the hub; progress is reported as by Ollama."""
+"""Pulls models: from a node, else through Ollama, else from the hub or Ollama's registry.
+
+Progress is reported as by Ollama.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.errors import system_reason
+from sollold.models.gguf.header import GgufError
 from sollold.models.library import Library
 from sollold.models.model import Model
-from sollold.models.names import Name, canonical, parse
+from sollold.models.names import HOST, Name, canonical, parse
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.fetch_files import Download, download
@@ -29,9 +33,11 @@ from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
 from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.node_pull import node_download
 from sollold.models.transfer.ollama_pull import pull_through_ollama
+from sollold.models.transfer.ollama_registry import OllamaRegistry
 from sollold.models.transfer.partial_file import PartialFileError
 from sollold.models.transfer.pull_progress import Progress, PullError
 from sollold.models.transfer.rate_limit import RateLimit
+from sollold.models.transfer.registry_pull import registry_download
 from sollold.models.transfer.socket_source import DirectSource
 from sollold.models.transfer.update import ModelUpdates
 from sollold.tasks import cancel_and_wait, retrieve_error
@@ -79,6 +85,7 @@ class Puller:
         node: str,
         pace: RateLimit,
         internet: Internet,
+        registry: OllamaRegistry,
         ollama_url: Callable[[], str] = lambda: "",
         ollama_has: Callable[[str], bool] = lambda name: False,
         reach: Dialer | None = None,
@@ -99,6 +106,7 @@ class Puller:
         self._ollama_url = ollama_url
         self._ollama_has = ollama_has
         self._internet = internet
+        self._registry = registry
         self._pulled_here = pulled
         name_of = (lambda id: f"node {id}") if reach is None else reach.name
         self._updates = ModelUpdates(library.lists, calls, node, name_of)
@@ -127,7 +135,7 @@ class Puller:
     ) -> AsyncGenerator[Progress, None]:
         """Pull a model, yielding its progress: ``{status, digest?, total?, completed?}`` … ``success``.
 
-        A model that the local Ollama has, or that was pulled from the hub, is updated.
+        A model that the local Ollama has, or that was pulled from the internet, is updated.
 
         ``nodes_only``: only from other nodes of the cluster; ``insecure``: the local Ollama may use a
         registry without TLS.
@@ -220,14 +228,14 @@ class Puller:
                 pull_here = partial(self._through_ollama, pull, name)
                 await self._updates.through_ollama(pull_here, copy, pull.say, insecure=pull.insecure)
                 return
-        on_hub = parsed.host.lower() in HOSTS
         own = self._catalogue.get(canonical(name))
-        if on_hub and not pull.nodes_only and own is not None and own.source == "own" and not own.unusable:
-            await self._update_from_hub(pull, parsed, own)
+        if own is not None and own.source == "own" and not own.unusable and not pull.nodes_only:
+            await self._update(pull, parsed, own)
             return
         holders = self.holders(name)
         if any(node == self._node for node, _ in holders):
             return
+        on_hub = parsed.host.lower() in HOSTS
         if holders:
             try:
                 await self._from_nodes(pull, holders)
@@ -250,16 +258,42 @@ class Puller:
                 if not on_hub:
                     raise
                 log.info("%s can't be pulled by Ollama: %s; fetching it from the hub", name, error)
-        if on_hub and (job := await hub_download(Hub(self._internet), parsed, None, self._threads)):
-            await self._download(pull, job)
-            return
+        try:
+            job = await self._on_internet(parsed, None)
+        except HubError as error:
+            if on_hub:
+                raise
+            raise self._absent(name, f"; {error}", "", missing=error.missing) from None
+        if job is None:
+            reason = ", and there is no Ollama here to fetch it"
+            raise self._absent(name, reason, ", or start Ollama", missing=True)
+        await self._download(pull, job)
+
+    def _absent(self, name: str, reason: str, remedy: str, *, missing: bool) -> PullError:
         suggestions = self._library.exact(name).suggestions
         hint = f"did you mean {' or '.join(suggestions)}? Else " if suggestions else ""
-        raise PullError(
-            f"no node of the cluster has {canonical(name)}, and there is no Ollama here to fetch it; "
-            f"{hint}pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
-            missing=True,
+        return PullError(
+            f"no node of the cluster has {canonical(name)}{reason}; "
+            f"{hint}pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION{remedy}",
+            missing=missing,
         )
+
+    async def _on_internet(self, name: Name, present: Model | None) -> Download | None:
+        """Return the download of a model from the hub or Ollama's registry.
+
+        None if ``present`` is up to date, or the name is of neither.
+
+        Raises:
+            HubError, SourceError: the model can't be fetched.
+        """
+        try:
+            if name.host.lower() in HOSTS:
+                return await hub_download(Hub(self._internet), name, present, self._threads)
+            if name.host.lower() == HOST:
+                return await registry_download(self._registry, name, present, self._threads)
+        except GgufError as error:
+            raise HubError(f"the header of {name} can't be read: {error.reason}") from None
+        return None
 
     async def _through_ollama(self, pull: _Pull, name: str) -> None:
         await pull_through_ollama(self._http(), self._ollama_url(), name, pull.say, insecure=pull.insecure)
@@ -271,10 +305,11 @@ class Puller:
             if self._node not in self._library.nodes_with(digest):
                 await self._download(pull, await node_download(holders, self._calls, self._reach, self._pace))
 
-    async def _update_from_hub(self, pull: _Pull, name: Name, present: Model) -> None:
+    async def _update(self, pull: _Pull, name: Name, present: Model) -> None:
+        """Replace a model in the folder for pulled models by its newest version."""
         try:
-            job = await hub_download(Hub(self._internet), name, present, self._threads)
-        except HubError as error:
+            job = await self._on_internet(name, present)
+        except (HubError, SourceError) as error:
             pull.say(f"the present version stays: {error}")
             return
         if job is not None:

@@ -9,9 +9,6 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-import aiohttp
-import msgspec
-
 from sollold.facts import dataclass
 from sollold.models.footprint.read_shape import shape_of
 from sollold.models.footprint.shape import Shape
@@ -20,21 +17,17 @@ from sollold.models.gguf.reader import joined, read_prefix
 from sollold.models.model import Model
 from sollold.models.names import HOST, Name, parse
 from sollold.models.stores.header_facts import facts_without_digest
-from sollold.models.stores.safe_read import UNDECODABLE
 from sollold.models.stores.shards import is_projector
-from sollold.models.transfer.bounded_answer import read_at_most
 from sollold.models.transfer.download import Source, SourceError
-from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError, HubSource
-from sollold.models.transfer.internet import Internet, Unreachable
+from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
+from sollold.models.transfer.internet import Internet
+from sollold.models.transfer.ollama_registry import OllamaRegistry
 from sollold.models.transfer.partial_file import Item
 
 _FIRST_BYTES = 4 << 20
 """Bytes of the first request: enough for most vocabularies."""
 _MAX_HEADER_BYTES = 256 << 20
-_MAX_MANIFEST_BYTES = 1 << 20
 _TIMEOUT = 30.0
-_MODEL_LAYER = "application/vnd.ollama.image.model"
-REGISTRY = f"https://{HOST}"
 
 
 class RemoteError(Exception):
@@ -53,16 +46,6 @@ class RemoteModel:
     shape: Shape
 
 
-class _Layer(msgspec.Struct, rename="camel"):
-    media_type: str = ""
-    digest: str = ""
-    size: int = 0
-
-
-class _Manifest(msgspec.Struct):
-    layers: list[_Layer] = []
-
-
 def on_hub(name: str) -> bool:
     """Return whether the name itself says that the model is on Hugging Face's hub."""
     try:
@@ -75,13 +58,13 @@ class RemoteHeaders:
     """Reads headers from Hugging Face's hub and Ollama's registry.
 
     Args:
-        internet: the client to use.
-        registry: base URL of Ollama's registry.
+        internet: the client for the hub.
+        registry: Ollama's registry; None: at its own address.
     """
 
-    def __init__(self, internet: Internet, registry: str = REGISTRY) -> None:
+    def __init__(self, internet: Internet, registry: OllamaRegistry | None = None) -> None:
         self._internet = internet
-        self._registry = registry
+        self._registry = registry or OllamaRegistry(internet)
 
     async def read(self, name: str) -> RemoteModel:
         """Return the model with this name.
@@ -102,7 +85,7 @@ class RemoteHeaders:
                 else:
                     raise RemoteError(f"{parsed.host} is neither Ollama's registry nor Hugging Face's hub")
                 headers = [
-                    await _header(source, index, item)
+                    await fetch_header(source, index, item)
                     for index, item in enumerate(items)
                     if not is_projector(item.name)
                 ]
@@ -122,28 +105,21 @@ class RemoteHeaders:
         return hub.source(name, paths), items
 
     async def _in_registry(self, name: Name) -> tuple[Source, Sequence[Item]]:
-        base = f"{self._registry}/v2/{name.namespace}/{name.model}"
-        url = f"{base}/manifests/{name.tag}"
-        try:
-            async with self._internet.get(url, aiohttp.ClientTimeout(total=_TIMEOUT)) as answer:
-                if answer.status == 404:
-                    raise RemoteError(f"{name} is not in Ollama's registry", missing=True)
-                if answer.status != 200:
-                    raise RemoteError(f"{url} answered {answer.status}")
-                raw = await read_at_most(answer, _MAX_MANIFEST_BYTES)
-            layers = msgspec.json.decode(raw, type=_Manifest).layers
-        except Unreachable as error:
-            raise RemoteError(str(error)) from None
-        except UNDECODABLE as error:
-            raise RemoteError(f"{url} was not understood: {error}") from None
-        models = [layer for layer in layers if layer.media_type == _MODEL_LAYER and layer.size > 0]
+        _, manifest = await self._registry.manifest(name)
+        models = [layer for layer in manifest.of_kind("model") if layer.size > 0]
         if not models:
             raise RemoteError(f"{name} has no model file: it does not run locally", missing=True)
-        source = HubSource(self._internet, [f"{base}/blobs/{layer.digest}" for layer in models], {})
-        return source, [Item(layer.digest, layer.size, "") for layer in models]
+        items = [Item(layer.digest, layer.size, "") for layer in models]
+        return self._registry.source(name, models), items
 
 
-async def _header(source: Source, index: int, item: Item) -> Header:
+async def fetch_header(source: Source, index: int, item: Item) -> Header:
+    """Read the header of one file of ``source``.
+
+    Raises:
+        SourceError: it can't be fetched, or is too long.
+        GgufError: it is malformed.
+    """
     data = bytearray()
     wanted = _FIRST_BYTES
     while True:

@@ -1,0 +1,87 @@
+"""Prepares the download of a model from Ollama's registry, for a machine without an Ollama."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import Executor
+from pathlib import Path
+
+from sollold.models.model import Model
+from sollold.models.names import Name
+from sollold.models.stores.folders import read_card
+from sollold.models.stores.llama_support import refusal
+from sollold.models.stores.ollama_manifest import DIGEST, described
+from sollold.models.stores.threads import in_thread
+from sollold.models.transfer.fetch_files import Download
+from sollold.models.transfer.huggingface_hub import HubError
+from sollold.models.transfer.ollama_registry import OllamaRegistry
+from sollold.models.transfer.partial_file import Item
+from sollold.models.transfer.peer_source import names_of
+from sollold.models.transfer.remote_header import fetch_header
+from sollold.models.transfer.verify import check_items, fault_of
+
+
+async def registry_download(
+    registry: OllamaRegistry, name: Name, present: Model | None, threads: Executor
+) -> Download | None:
+    """Return the download of a model's version in the registry, which replaces ``present``.
+
+    None if ``present`` is that version.
+    A present model that did not come from the registry is kept: it may have its name from a user.
+
+    Raises:
+        HubError: the registry can't be reached, has no such model, or one that only Ollama can run.
+        SourceError: its files can't be fetched or stored.
+        GgufError: its header can't be read.
+    """
+    if present is not None and not await in_thread(threads, _is_from_registry, present):
+        return None
+    raw, manifest = await registry.manifest(name)
+    digest = hashlib.sha256(raw).hexdigest()
+    if present is not None and present.manifest == digest:
+        return None
+    texts = await registry.texts(name, manifest)
+    found = described(name, raw, manifest, lambda blob: texts.get(blob, ""))
+    kinds = [manifest.of_kind(kind) for kind in ("model", "projector", "adapter")]
+    models, projectors, adapters = (
+        [layer for layer in layers if DIGEST.fullmatch(layer.digest)] for layers in kinds
+    )
+    if found.format != "gguf":
+        raise HubError(f"{name} has no GGUF file, so only an Ollama can run it", missing=True)
+    layers = [*models, *projectors[:1], *adapters]
+    model = Model(
+        str(name),
+        digest,
+        "own",
+        tuple(layer.digest for layer in models),
+        sum(layer.size for layer in layers),
+        0.0,
+        projector="".join(layer.digest for layer in projectors[:1]),
+        adapters=tuple(layer.digest for layer in adapters),
+        template=found.template,
+        system=found.system,
+        messages=found.messages,
+        params=found.params,
+        license=found.license,
+        manifest=digest,
+    )
+    items = tuple(
+        Item(file, layer.size, layer.digest[-64:])
+        for file, layer in zip(names_of(model), layers, strict=True)
+    )
+    check_items(items)
+    source = registry.source(name, layers)
+    if reason := refusal(await fetch_header(source, 0, items[0])):
+        raise HubError(reason)
+
+    def check(folder: Path) -> str:
+        return fault_of(folder, items, "")
+
+    replaces = Path(present.files[0]).parent if present is not None else None
+    return Download(model, items, digest, [source], check, replaces=replaces)
+
+
+def _is_from_registry(model: Model) -> bool:
+    """Return whether a model came from the registry: its card has the digest of the manifest. Blocks."""
+    card = read_card(Path(model.files[0]).parent)
+    return card is not None and card.digest == card.manifest
