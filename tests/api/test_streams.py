@@ -158,6 +158,41 @@ async def test_keepalives_during_a_stream(serve: Serve, http: ClientSession) -> 
         assert (await answer.read()).endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize(
+    ("path", "before", "during"),
+    [
+        ("/v1/messages", ["ping", "message_start"], ["content_block_delta", "ping"]),
+        (
+            "/v1/responses",
+            ["response.created", "response.in_progress"],
+            ["response.output_text.delta", "response.in_progress"],
+        ),
+    ],
+)
+async def test_keepalives_are_events_where_the_dialect_has_one(
+    serve: Serve, http: ClientSession, path: str, before: list[str], during: list[str]
+) -> None:
+    proceed = asyncio.Event()
+    service = ScriptedService(chunk("a"), proceed, chunk("b"), chunk(finish="stop"), usage_chunk())
+    service.gate = asyncio.Event()
+    service.waitings = [Waiting("loading", 0.43)]
+    url = await serve(parts(service), KeepAlive(grace=0.02, every=0.02))
+    types: list[str] = []
+    async with http.post(url + path, json={**PATHS[path], "stream": True}) as answer:
+        async for line in answer.content:
+            if line.startswith(b"event: "):
+                types.append(line[7:].decode().strip())
+            if before[0] in types:
+                service.gate.set()
+            if types[-2:] == during:
+                proceed.set()
+    distinct = list(dict.fromkeys(types))
+    assert proceed.is_set() and distinct[:2] == before
+    assert types.count(before[1]) == 1 or before[1] == during[1]
+    assert types.count("response.created") <= 1
+    assert types[-1] in ("message_stop", "response.completed")
+
+
 async def test_keepalives_show_the_current_stage(serve: Serve, http: ClientSession) -> None:
     proceed = asyncio.Event()
     service = ScriptedService(

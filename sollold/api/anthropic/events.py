@@ -50,6 +50,10 @@ class MessageEvents(EventTranslator):
         """Return no events: ``message_start`` needs the prompt's length, which comes with the first chunk."""
         return []
 
+    def keep_alive(self) -> list[Event]:
+        """Return a ping, as Anthropic sends it."""
+        return [{"type": "ping"}]
+
     def fail(self, refusal: Refusal) -> list[Event]:
         """Return the error as an event."""
         return [refusal_object(Dialect.ANTHROPIC, refusal, self._request)]

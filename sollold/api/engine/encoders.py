@@ -11,7 +11,7 @@ import msgspec
 from sollold.api.engine.chunks import Account, Chunk, Delta, Logprobs, ToolPiece, read_chunk
 from sollold.api.http.errors import Dialect, refusal_bytes
 from sollold.api.http.response import SSE
-from sollold.api.http.routing_text import waiting_text
+from sollold.api.http.routing_text import sse_comment
 from sollold.errors import Refusal
 from sollold.serving.request import Routing, Waiting
 
@@ -36,8 +36,8 @@ class SseEncoder:
         return b"data: " + refusal_bytes(self.dialect, refusal) + b"\n\n"
 
     def keep_alive(self, waiting: Waiting) -> bytes:
-        """Return a comment, which every client of server-sent events ignores."""
-        return b": " + waiting_text(waiting).encode("ascii") + b"\n\n"
+        """Return a comment."""
+        return sse_comment(waiting)
 
 
 class PassThroughEncoder(SseEncoder):
@@ -76,6 +76,10 @@ class EventTranslator(ABC):
     @abstractmethod
     def start(self, routing: Routing) -> list[Event]:
         """Return the events before the first chunk."""
+
+    @abstractmethod
+    def keep_alive(self) -> list[Event]:
+        """Return events without content: clients with a time limit on silence do not count comments."""
 
     def feed(self, raw: bytes) -> list[Event]:
         """Return the events for one chunk.
@@ -158,6 +162,10 @@ class EventEncoder(SseEncoder):
     def fail(self, refusal: Refusal) -> bytes:
         """The events of the error."""
         return encode_events(self._events.fail(refusal))
+
+    def keep_alive(self, waiting: Waiting) -> bytes:
+        """A comment, then the translator's events for this."""
+        return super().keep_alive(waiting) + encode_events(self._events.keep_alive())
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """The whole answer, after all its events."""

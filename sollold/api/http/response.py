@@ -22,7 +22,7 @@ from sollold.api.http.errors import Dialect, is_final, refusal_bytes, retry_afte
 from sollold.api.http.inflight import InflightRequest, InflightRequests
 from sollold.api.http.key_watch import LAST_WORDS_SECONDS, revoked
 from sollold.api.http.request_log import FINISHED
-from sollold.api.http.routing_text import WARNING, header_text, routing_headers, waiting_text
+from sollold.api.http.routing_text import WARNING, header_text, routing_headers, sse_comment, waiting_text
 from sollold.cluster.net.pieces import PIECE
 from sollold.cluster.net.pour import Receiver
 from sollold.control.activity import FinishedRequest
@@ -270,7 +270,7 @@ class Reply:
         """Report a resumption in a comment, if the stream has comments."""
         if self._encoder.content_type == SSE:
             times = f"{routing.resumed} times, {routing.gap_ms:.0f} ms without output in total"
-            self._write(self._encoder.keep_alive(Waiting("resumed", message=times)))
+            self._write(sse_comment(Waiting("resumed", message=times)))
 
     def _say_warnings(self, routing: Routing) -> None:
         """Report warnings that came after the headers in a comment, if the stream has comments."""
@@ -278,7 +278,7 @@ class Reply:
         reported = self._response.headers.get(WARNING, "")
         warnings = [warning for warning in routing.warnings if header_text(warning) not in reported]
         if warnings and self._encoder.content_type == SSE:
-            self._write(self._encoder.keep_alive(Waiting("warning", message="; ".join(warnings))))
+            self._write(sse_comment(Waiting("warning", message="; ".join(warnings))))
 
     def _watch(self, writer: BodyWriter) -> None:
         """Write keep-alives during silence; close an unread connection. Uses a timer: events cost nothing."""

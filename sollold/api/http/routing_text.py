@@ -46,6 +46,11 @@ def waiting_text(waiting: Waiting) -> str:
     return header_text(text)[:300]
 
 
+def sse_comment(waiting: Waiting) -> bytes:
+    """Return a comment of a stream of server-sent events, which every client ignores."""
+    return b": " + waiting_text(waiting).encode("ascii") + b"\n\n"
+
+
 def routing_object(routing: Routing, started: float) -> dict[str, Any]:
     """Return ``_routing`` as callers see it; ``started``: monotonic time."""
     shown: dict[str, Any] = {

@@ -68,10 +68,12 @@ class ResponseEvents(EventTranslator):
 
     def start(self, routing: Routing) -> list[Event]:
         """Return the events before the first chunk."""
-        return [
-            self._event("response.created", response=self.result()),
-            self._event("response.in_progress", response=self.result()),
-        ]
+        return [] if self._number else self.keep_alive()
+
+    def keep_alive(self) -> list[Event]:
+        """Return ``response.in_progress``, after ``response.created`` if nothing was sent before."""
+        kinds = ("response.in_progress",) if self._number else ("response.created", "response.in_progress")
+        return [self._event(kind, response=self.result()) for kind in kinds]
 
     def _think(self, text: str) -> list[Event]:
         return self._add("reasoning", text)
