@@ -117,30 +117,33 @@ def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namesp
         print("sollold: an argument is not valid text in this locale's encoding", file=sys.stderr)
         return Exit.USAGE
     except (LookupError, TypeError) as error:
-        release = _other_release(options)
-        if not release:
+        words = _why_not_understood(options, error)
+        if not words:
             raise
-        from sollold import __version__
-
-        print(
-            f"sollold: the node runs sollold {release}, and this program, {__version__}, does not understand "
-            f"its answer ({type(error).__name__}: {error}): use the same release, or --json",
-            file=sys.stderr,
-        )
+        print(f"sollold: {harmless(words)}", file=sys.stderr)
         return Exit.FAILED
 
 
-def _other_release(options: argparse.Namespace) -> str:
-    """The release of the node that was asked; empty if it is this program's, or unknown."""
+def _why_not_understood(options: argparse.Namespace, error: Exception) -> str:
+    """Why the answer has not the expected form; empty if the node has this program's release, or is gone."""
     from sollold import __version__
     from sollold.cli.asking import client
+    from sollold.client.errors import ClientError
 
+    node = client(options, timeout=5.0)
     try:
-        nodes = client(options, timeout=5.0).get("/api/cluster")["nodes"]
-        found = next(str(node["release"]) for node in nodes if node["me"])
-    except Exception:
+        state = node.get("/api/cluster")
+        release = next(str(member["release"]) for member in state["nodes"] if member["me"])
+    except ClientError:
         return ""
-    return found if found != __version__ else ""
+    except (LookupError, TypeError, StopIteration):
+        return f"what answers at {node.url} is not sollold: its answer lacks what a node sends"
+    if release == __version__:
+        return ""
+    return (
+        f"the node runs sollold {release}, and this program, {__version__}, does not understand its answer "
+        f"({type(error).__name__}: {error}): use the same release, or --json"
+    )
 
 
 def _download_hint(options: argparse.Namespace, message: str) -> str:

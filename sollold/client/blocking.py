@@ -24,21 +24,6 @@ _NODE_OPTION = "--node"
 """How a user of the command line names another node."""
 
 
-class _Fields(dict[str, Any]):
-    """A JSON object of a node: a field that is missing is reported instead of raising `KeyError`."""
-
-    def __init__(self, url: str, fields: dict[str, Any]) -> None:
-        super().__init__(fields)
-        self._url = url
-
-    def __missing__(self, name: str) -> Any:
-        raise ClientError(
-            f"the answer of {self._url} has no field {name!r}: it is no node, or one of another release "
-            "(`sollold version` shows the releases)",
-            502,
-        )
-
-
 class _Exchange(NamedTuple):
     """A request whose response has begun."""
 
@@ -174,7 +159,7 @@ class BlockingClient:
                     data += value.strip()
                 elif not line and data:
                     try:
-                        yield name, self._decoded(data)
+                        yield name, json.loads(data)
                     except (ValueError, RecursionError):
                         raise self._not_sollold("it sends no JSON") from None
                     name, data = "", ""
@@ -298,15 +283,12 @@ class BlockingClient:
 
     def _object(self, data: bytes) -> dict[str, Any]:
         try:
-            value = self._decoded(data)
+            value = json.loads(data)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise self._not_sollold("it sends no JSON object")
         return value
-
-    def _decoded(self, data: str | bytes) -> Any:
-        return json.loads(data, object_hook=partial(_Fields, self.url))
 
     def _not_sollold(self, reason: str) -> ClientError:
         return ClientError(f"what answers at {self.url} is not sollold: {reason}", 502)

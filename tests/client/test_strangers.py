@@ -1,4 +1,4 @@
-"""What commands say about servers that are no nodes, or nodes of another release."""
+"""What commands say about servers that are no nodes."""
 
 from __future__ import annotations
 
@@ -73,14 +73,8 @@ def test_a_server_that_is_no_node_is_named_as_such(
 
 
 @pytest.mark.parametrize("stranger", [_response("200 OK", "{}"), _response("200 OK")], indirect=True)
-def test_a_field_that_a_node_of_another_release_lacks_is_named(
+def test_a_server_without_the_fields_of_a_node_is_none(
     stranger: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command, status, error in _errors(stranger, capsys):
-        assert (status, "it is no node, or one of another release" in error) == (Exit.FAILED, True), command
-
-
-@pytest.mark.parametrize("stranger", [_response("200 OK", '{"nodes": [{}]}')], indirect=True)
-def test_missing_fields_of_a_part_are_named(stranger: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--node", stranger, "nodes"]) == Exit.FAILED
-    assert "has no field 'name'" in capsys.readouterr().err
+        assert (status, "its answer lacks what a node sends" in error) == (Exit.FAILED, True), command
