@@ -6,7 +6,7 @@ counts failures. Pure: the time is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
@@ -26,6 +26,8 @@ LAST_RESORT = 5.0
 HUNG_COUNTS = 6
 """Failures that one hung load counts as, since another hang would cost a minute again. The node is left out
 for 40 seconds if others will do."""
+ALL_EVERY = 3.0
+"""Seconds after which records that did not change are looked at again, for how long they have served."""
 TRUE_FOR = 3.0
 """Seconds for which an owner's own reply about its memory overrides its record."""
 
@@ -39,6 +41,32 @@ class _Entry:
     """Nodes whose records have shown the grant; from then on, the records count."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """What is often asked about a record: with hundreds of nodes, some record changes all the time.
+
+    Attributes:
+        endpoints: those of llama.cpp; ``present``: ids of all, ``alive``: of those that have not failed.
+        granted: deployments that hold memory of the node.
+    """
+
+    record: Record
+    endpoints: tuple[Endpoint, ...]
+    present: frozenset[str]
+    alive: frozenset[str]
+    granted: frozenset[str]
+
+
+def _summary_of(record: Record) -> _Summary:
+    return _Summary(
+        record,
+        tuple(endpoint for endpoint in record.endpoints if endpoint.backend is not Backend.OLLAMA),
+        frozenset(endpoint.id for endpoint in record.endpoints),
+        frozenset(endpoint.id for endpoint in record.endpoints if endpoint.state is not State.FAILED),
+        frozenset(grant.deployment for grant in record.grants),
+    )
+
+
 class Observations:
     """Remembers accepted deployments, failures and the owners' recent replies.
 
@@ -48,6 +76,9 @@ class Observations:
 
     def __init__(self, leaving: float) -> None:
         self._absences = Absences(leaving)
+        self._summaries: dict[str, _Summary] = {}
+        """By node, of the records last observed."""
+        self._all_due = 0.0
         self._unreachable: dict[str, float] = {}
         self.models = Backoff(free=1)
         self.nodes = Backoff(free=2)
@@ -110,30 +141,43 @@ class Observations:
         self._last_seen = {node: seen for node, seen in self._last_seen.items() if now - seen < BACK_WITHIN}
         self._last_seen |= dict.fromkeys(live, now)
         self._departed = frozenset(self._last_seen.keys() - live)
-        self._note_lost(records, now)
-        present: set[str] = set()
+        known, self._summaries = self._summaries, {}
+        changed = []
         for record in records:
-            for grant in record.grants:
-                if grant.deployment in self._accepted:
-                    self._accepted[grant.deployment].shown.add(record.node)
-            for endpoint in record.endpoints:
-                present.add(endpoint.id)
-                if endpoint.backend is Backend.OLLAMA:
-                    continue
-                entry = self._accepted.get(endpoint.id)
-                if entry is not None:
-                    entry.seen = True
-                    if endpoint.state is State.FAILED:
-                        del self._accepted[endpoint.id]
+            summary = known.get(record.node)
+            if summary is None or summary.record is not record:
+                summary = _summary_of(record)
+                changed.append(summary)
+            self._summaries[record.node] = summary
+        summaries = self._summaries.values()
+        self._note_lost(changed, now)
+        self._note_shown()
+        if now >= self._all_due:
+            self._all_due = now + ALL_EVERY
+            changed = list(summaries)
+        for summary in changed:
+            for endpoint in summary.endpoints:
                 if endpoint.state is State.FAILED and endpoint.id not in self._failed:
                     self._failed.add(endpoint.id)
-                    self._note_failure(record.node, endpoint, now)
+                    self._note_failure(summary.record.node, endpoint, now)
                 elif endpoint.state is State.READY:
-                    self._note_service(record.node, endpoint, now)
+                    self._note_service(summary.record.node, endpoint, now)
+        present = frozenset[str]().union(*(summary.present for summary in summaries))
         self._failed &= present
         self._ready = {key: since for key, since in self._ready.items() if key in present}
-        self._note_ends(records, now)
+        self._note_ends(now)
         self._forget(present, now)
+
+    def _note_shown(self) -> None:
+        """Note which accepted deployments the records show."""
+        for deployment, entry in list(self._accepted.items()):
+            for node, summary in self._summaries.items():
+                if deployment in summary.granted:
+                    entry.shown.add(node)
+                if deployment in summary.present:
+                    entry.seen = True
+                    if deployment not in summary.alive:
+                        self._accepted.pop(deployment, None)
 
     def _note_failure(self, head: str, endpoint: Endpoint, now: float) -> None:
         reason = f"{endpoint.model}: {endpoint.reason}"
@@ -163,33 +207,38 @@ class Observations:
             for node in nodes:
                 self.crashes.succeeded(node)
 
-    def _note_lost(self, records: Sequence[Record], now: float) -> None:
+    def _note_lost(self, changed: Iterable[_Summary], now: float) -> None:
         """Note deployments lost with their head, however soon the head is back without them."""
         for node in self._departed & self._answering.keys():
             for endpoint in self._answering.pop(node):
                 self._lost[endpoint.id] = endpoint, now + BACK_WITHIN
-        serving = {(e.digest, e.template) for r in records for e in r.endpoints if e.state is State.READY}
+        for summary in changed:
+            if not summary.record.draining:
+                self._answering[summary.record.node] = tuple(
+                    e for e in summary.endpoints if e.state is State.READY and not e.closing
+                )
+        if not self._lost:
+            return
+        serving = {
+            (e.digest, e.template)
+            for summary in self._summaries.values()
+            for e in summary.record.endpoints
+            if e.state is State.READY
+        }
         self._lost = {
             key: (endpoint, until)
             for key, (endpoint, until) in self._lost.items()
             if now < until and key not in self._gone and (endpoint.digest, endpoint.template) not in serving
         }
-        for record in records:
-            if not record.draining:
-                self._answering[record.node] = tuple(
-                    e
-                    for e in record.endpoints
-                    if e.backend is not Backend.OLLAMA and e.state is State.READY and not e.closing
-                )
 
-    def _note_ends(self, records: Sequence[Record], now: float) -> None:
+    def _note_ends(self, now: float) -> None:
         """Note since when ended deployments still hold memory."""
-        alive = {e.id for record in records for e in record.endpoints if e.state is not State.FAILED}
-        held = {grant.deployment for record in records for grant in record.grants}
-        ended = held - alive - self._accepted.keys()
+        summaries = self._summaries.values()
+        held = frozenset[str]().union(*(summary.granted for summary in summaries))
+        ended = held.difference(self._accepted, *(summary.alive for summary in summaries))
         self._ended_at = {deployment: self._ended_at.get(deployment, now) for deployment in ended}
 
-    def _forget(self, present: set[str], now: float) -> None:
+    def _forget(self, present: Collection[str], now: float) -> None:
         for deployment, entry in list(self._accepted.items()):
             if now >= entry.until or (entry.seen and deployment not in present):
                 del self._accepted[deployment]
