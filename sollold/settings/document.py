@@ -10,13 +10,15 @@ import dataclasses
 import functools
 import inspect
 import json
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from sollold.settings import schema
+from sollold.settings.catalogue import SECRETS, Setting, catalogue
 from sollold.settings.confidential import HIDDEN, hidden_in
 from sollold.settings.live import LIVE_KEYS
-from sollold.settings.load import SECRETS, LoadedSettings, Setting, catalogue
+from sollold.settings.load import LoadedSettings
 from sollold.settings.schema import Bytes, Settings
 
 
@@ -104,8 +106,8 @@ def in_force(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
 def values_in_force(loaded: LoadedSettings) -> list[tuple[str, Any, str]]:
     """Return (key, value, origin) of every setting, with secrets redacted."""
     rows = []
-    for key, setting in catalogue().items():
-        value = getattr(getattr(loaded.settings, setting.section), setting.name)
+    for key in catalogue():
+        value = attrgetter(key)(loaded.settings)
         redacted = hidden_in(value)
         origin = loaded.origins.get(key, "default")
         if redacted != value and origin.startswith("--"):
@@ -115,5 +117,4 @@ def values_in_force(loaded: LoadedSettings) -> list[tuple[str, Any, str]]:
 
 
 def _is_hidden(loaded: LoadedSettings, key: str) -> bool:
-    section, _, name = key.partition(".")
-    return key in SECRETS and bool(getattr(getattr(loaded.settings, section), name))
+    return key in SECRETS and bool(attrgetter(key)(loaded.settings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sollold.settings.load import catalogue
+from sollold.settings.catalogue import catalogue
 
 LIVE_KEYS = frozenset(
     {

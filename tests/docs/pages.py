@@ -16,9 +16,9 @@ from sollold.api.http.response import KeepAlive, ResponseContext
 from sollold.api.http.route import Route
 from sollold.cli.parser import ALIASES, EXIT_CODES, parser, subcommands
 from sollold.serving.batch import Batches
+from sollold.settings.catalogue import catalogue
 from sollold.settings.document import documentation, toml_value
 from sollold.settings.live import LIVE_KEYS
-from sollold.settings.load import catalogue
 from tests.api.api_parts import parts
 
 FOLDER = Path(__file__).parents[2] / "docs"

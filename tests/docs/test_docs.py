@@ -18,7 +18,7 @@ import pytest
 from sollold import tracing
 from sollold.cli import status
 from sollold.cli.parser import parser, read, subcommands
-from sollold.settings.load import catalogue
+from sollold.settings.catalogue import catalogue
 from tests.docs.pages import FOLDER, PAGES, routes
 
 ROOT = FOLDER.parent

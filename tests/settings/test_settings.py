@@ -12,10 +12,11 @@ import pytest
 
 from sollold.settings import load as settings_load
 from sollold.settings import read_file
+from sollold.settings.catalogue import catalogue
 from sollold.settings.document import documentation, example, in_force
 from sollold.settings.fault import SettingsError
 from sollold.settings.live import LIVE_KEYS
-from sollold.settings.load import catalogue, differences, load, merged
+from sollold.settings.load import differences, load, merged
 from sollold.settings.location import candidates, expanded, local_address
 from sollold.settings.paths import Places, places
 from sollold.settings.schema import GIB, MIB, ModelProfile, Settings
