@@ -132,7 +132,7 @@ class Agent:
             connect=connect,
             name=self._name,
         )
-        self._worker_access = WorkerAccess(self._node, self.grants)
+        self._worker_access = WorkerAccess(self._node, self.grants, self._name)
         self._publisher = RecordPublisher(view, self.grants, self.deployments.all, self._changed)
 
     # For the daemon

@@ -14,7 +14,6 @@ from sollold.agent.cache_fills import CacheFills
 from sollold.agent.external_watch import ExternalWatch
 from sollold.agent.ledger import Action, KillWorker, Ledger
 from sollold.agent.memory_monitor import MEASURE_SECONDS, NO_MEASURE, MemoryMonitor
-from sollold.agent.memory_room import MeasuredMemory
 from sollold.agent.own_workers import OwnWorkers
 from sollold.agent.term_file import TermFile
 from sollold.cluster.gossip.term import TERM_STEP, Term
@@ -25,13 +24,13 @@ from sollold.engines.external.workers import ExternalWorkers
 from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp.child_journal import Journal
 from sollold.engines.llamacpp.exit_reason import crashed, exit_reason
-from sollold.engines.llamacpp.ports import LOOPBACK, Ports
+from sollold.engines.llamacpp.ports import Ports
 from sollold.engines.llamacpp.process import Process
 from sollold.engines.llamacpp.process_log import prune
 from sollold.engines.llamacpp.rpc_worker import Worker, WorkerFailed
 from sollold.engines.llamacpp.tensor_cache import TensorCache
 from sollold.machine.devices import DeviceMeter
-from sollold.machine.external_worker import external_address, split_address
+from sollold.machine.external_worker import external_address
 from sollold.models.model import Model
 from sollold.retry import LogAndRetry
 from sollold.settings.paths import Places
@@ -42,7 +41,6 @@ log = logging.getLogger("sollold.agent")
 
 _PAUSED_SECONDS = 2 * MEASURE_SECONDS
 """Gap between two clock readings while something is granted, from which this daemon was not running."""
-
 _REPORT_SECONDS = 3.0
 _CLEAN_SECONDS = 3.0
 """Timeout for the deletion of files when the daemon stops, in seconds; the next start deletes the rest."""
@@ -96,7 +94,15 @@ class GrantManager:
         cache = TensorCache(places.cache / "tensors", settings.llama.worker_cache_limit)
         self.fills = CacheFills(cache, calls, find_model, connect)
         self.workers = OwnWorkers(
-            node, settings.llama, places, journal, self._ports, cache, self.fills, self._worker_exited
+            node,
+            settings.llama,
+            places,
+            journal,
+            self._ports,
+            cache,
+            self.fills,
+            exited=self._worker_exited,
+            changed=changed,
         )
         self._starting: dict[str, asyncio.Task[Done]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
@@ -104,8 +110,6 @@ class GrantManager:
         """Deployments whose external workers were free when they took them."""
         self._reports: set[asyncio.Task[None]] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
-        self._keeping: dict[str, asyncio.Task[None]] = {}
-        """Tasks that take over the tensors of loaded deployments."""
         self._reserved = asyncio.Event()
         """Set when there may be a reservation, which can expire."""
         self._clock_read = time.monotonic()
@@ -118,7 +122,12 @@ class GrantManager:
             taken=self._external_taken,
             changed=self._external_changed,
         )
-        self.memory = MemoryMonitor(meter, self.external, self._processes, self._apply_measurement)
+        self.memory = MemoryMonitor(
+            meter,
+            self.external,
+            self._processes,
+            lambda measured: self._apply(self.ledger.measured(measured)),
+        )
         self.external_watch = ExternalWatch(
             self.external, settings, places, journal, self._ports, llama, self._external_taken
         )
@@ -165,53 +174,26 @@ class GrantManager:
     async def close(self) -> None:
         """Stop every worker."""
         await self.external_watch.close()
-        for deployment in {grant.deployment for grant in self.ledger.grants()}:
+        for deployment in self.ledger.deployments():
             self._apply(self.ledger.end_deployment(deployment, "the daemon is stopping"))
         while self._ending:
             await asyncio.gather(*self._ending.values(), return_exceptions=True)
         if self._cleaning:
             await asyncio.wait(self._cleaning, timeout=_CLEAN_SECONDS)
-        await cancel_and_wait(*self._reports, *self._cleaning, *self._keeping.values())
+        await cancel_and_wait(*self._reports, *self._cleaning)
+        await self.workers.close()
         await self.memory.wait_until_measured()
 
-    def worker_address(self, caller: str, deployment: str, external: str = "") -> tuple[str, int]:
-        """Return host and port of a worker of ``deployment``, if ``caller`` is its head.
+    def is_checked(self, deployment: str) -> bool:
+        """Return whether the external workers of ``deployment`` were free when it took them."""
+        return deployment in self._checked
 
-        ``external``: address of an external worker; empty: this node's own worker.
-
-        Raises:
-            LookupError: there is none, or ``caller`` is not its head; the message says which.
-        """
-        worker = self.workers.get(deployment)
-        granted = {external_address(device) for device in self.ledger.bytes_of(deployment)}
-        exists = external in granted and deployment in self._checked if external else worker is not None
-        if not exists or not self.ledger.live(deployment):
-            raise LookupError(f"no worker {external or 'runs'} here for deployment {deployment}")
-        if not any(grant.head == caller for grant in self.ledger.grants() if grant.deployment == deployment):
-            raise LookupError(f"{self._name(caller)} is not the head of deployment {deployment}")
-        if external:
-            return split_address(external)
-        assert worker is not None
-        return LOOPBACK, worker.port
-
-    async def used_by_us_alone(self, deployment: str) -> bool:
-        """Return whether no other user of this machine uses, or has used, the worker of ``deployment``.
-
-        If one does, the worker is restarted; `worker_address` then returns its address. Call this only while
-        nothing but its head may depend on it.
-        """
-        worker = self.workers.get(deployment)
-        if worker is None or not (foreign_use := await worker.foreign_use()):
-            return True
-        log.warning(
-            "restarting the worker of %s: %s", deployment, foreign_use, extra={"deployment": deployment}
+    async def restart_worker(self, deployment: str) -> None:
+        """Replace the worker of ``deployment``, unless it is being started now; returns when that is done."""
+        start = self._starting.get(deployment) or self._in_task(
+            deployment, self._worker_done(deployment, self.workers.start_again(deployment))
         )
-        if self.workers.get(deployment) is worker:
-            start = self._starting.get(deployment) or self._in_task(
-                deployment, self._start_worker_again(deployment)
-            )
-            await asyncio.wait({start})
-        return False
+        await asyncio.wait({start})
 
     # Commands
 
@@ -223,8 +205,7 @@ class GrantManager:
             return Reserved(False, NO_MEASURE)
         reserved, actions = self.ledger.reserve(request, self._now())
         self._reserved.set()
-        refusal = await self._apply_before_answer(actions)
-        if refusal:
+        if refusal := await self._apply_before_answer(actions):
             self._apply(self.ledger.withdraw(request.deployment))
             return Reserved(False, refusal)
         return reserved
@@ -237,13 +218,11 @@ class GrantManager:
         if llama is None:
             return Done(False, "this node has no llama.cpp yet")
         if request.build != llama.build:
-            return Done(
-                False,
-                f"this node has llama.cpp {llama.build}, the head {request.build}: builds must match",
-            )
+            builds = f"this node has llama.cpp {llama.build}, the head {request.build}"
+            return Done(False, f"{builds}: builds must match")
         done, actions = self.ledger.commit(request, self._now())
         self._apply(actions)
-        if not done.ok or self._has_workers(request):
+        if not done.ok:
             return done
         start = self._starting.get(request.deployment)
         if start is None:
@@ -273,8 +252,8 @@ class GrantManager:
         done, actions = self.ledger.renew(request, self._now())
         self._apply(actions)
         if done.ok and request.loaded:
+            self.workers.keep_tensors(request.deployment)
             worker = self.workers.get(request.deployment)
-            self._keep_tensors(request.deployment)
             return replace(done, work=worker.process.work() if worker is not None else 0)
         return done
 
@@ -285,11 +264,9 @@ class GrantManager:
             # A release of what is not here needs no authority.
             return Done(not head, refusal if head else "")
         done, actions = self.ledger.release(request, caller, self._now())
-        refusal = await self._apply_before_answer(actions)
-        if refusal:
+        if refusal := await self._apply_before_answer(actions):
             return Done(False, refusal)
-        ending = self._ending.get(request.deployment)
-        if ending is not None:
+        if (ending := self._ending.get(request.deployment)) is not None:
             await asyncio.shield(ending)
         return done
 
@@ -358,27 +335,20 @@ class GrantManager:
         except Exception:
             log.exception("the files of %s are not deleted", deployment, extra={"deployment": deployment})
 
-    def _has_workers(self, request: Commit) -> bool:
-        own = not request.devices or self.workers.get(request.deployment) is not None
-        return own and (request.deployment in self._checked or not self._external_of(request.deployment))
-
     async def _start_workers(self, request: Commit, llama: Llama) -> Done:
         """Check the external workers, which are taken from now on, and start our own worker."""
         deployment = request.deployment
+        granted = self.ledger.bytes_of(deployment)
         if deployment not in self._checked:
-            for address in self._external_of(deployment):
+            for address in sorted({external_address(device) for device in granted} - {""}):
                 if reason := await self.external.check(address):
                     self._apply(self.ledger.end_deployment(deployment, reason))
                     return Done(False, reason)
             self._checked.add(deployment)
         if not request.devices or self.workers.get(deployment) is not None:
             return Done(True)
-        granted = self.ledger.bytes_of(deployment)
         size = sum(granted.get(device, 0) for device in request.devices)
         return await self._worker_done(deployment, self.workers.start(request, llama, size))
-
-    async def _start_worker_again(self, deployment: str) -> Done:
-        return await self._worker_done(deployment, self.workers.start_again(deployment))
 
     async def _worker_done(self, deployment: str, starting: Awaitable[None]) -> Done:
         """Wait for a worker's start; if it fails, end its deployment here."""
@@ -395,34 +365,13 @@ class GrantManager:
         start.add_done_callback(lambda _: self._starting.pop(deployment, None))
         return start
 
-    def _keep_tensors(self, deployment: str) -> None:
-        """Start to take over the tensors of a loaded deployment, unless that is in progress.
-
-        In a task: a head whose renewals are not answered in time ends the deployment, and the disk may be
-        slow or not respond at all.
-        """
-        if deployment in self._keeping:
-            return
-        task = self._keeping[deployment] = asyncio.create_task(
-            self._keep(deployment), name=f"tensors of {deployment}"
-        )
-        task.add_done_callback(lambda _: self._keeping.pop(deployment, None))
-
-    async def _keep(self, deployment: str) -> None:
-        try:
-            if await self.workers.loaded(deployment):
-                self._changed()
-        except Exception:
-            log.exception("the tensors of %s are not cached", deployment, extra={"deployment": deployment})
-
     def _worker_exited(self, deployment: str, worker: Worker) -> None:
         if self.ledger.live(deployment):
             code = worker.process.exited.result()
             reason = exit_reason(code, worker.process.last_lines())
             log.warning("the worker of %s exited: %s", deployment, reason, extra={"deployment": deployment})
-            head = next(grant.head for grant in self.ledger.grants() if grant.deployment == deployment)
             lost = Lost(deployment, f"a worker exited: {reason}", crashed(code))
-            reporting = asyncio.create_task(self._report_loss(head, lost))
+            reporting = asyncio.create_task(self._report_loss(self.ledger.head_of(deployment), lost))
             self._reports.add(reporting)
             reporting.add_done_callback(self._reports.discard)
             self._apply(self.ledger.end_deployment(deployment, f"its worker exited: {reason}"))
@@ -431,11 +380,8 @@ class GrantManager:
         try:
             await self._calls.call(head, "lost", lost, Done, timeout=_REPORT_SECONDS)
         except PeerError as error:
-            name = self._name(head)
-            log.info("could not tell the head %s: %s", name, error, extra={"deployment": lost.deployment})
-
-    def _apply_measurement(self, measured: MeasuredMemory) -> None:
-        self._apply(self.ledger.measured(measured))
+            extra = {"deployment": lost.deployment}
+            log.info("could not tell the head %s: %s", self._name(head), error, extra=extra)
 
     def _external_changed(self) -> None:
         self.memory.report()
@@ -444,13 +390,9 @@ class GrantManager:
     def _external_taken(self) -> frozenset[str]:
         return frozenset(external_address(grant.device) for grant in self.ledger.grants()) - {""}
 
-    def _external_of(self, deployment: str) -> tuple[str, ...]:
-        """Return the external workers among what a deployment has here."""
-        return tuple(sorted({external_address(device) for device in self.ledger.bytes_of(deployment)} - {""}))
-
     def _processes(self) -> list[tuple[str, list[Process]]]:
         found = []
-        for deployment in {grant.deployment for grant in self.ledger.grants()}:
+        for deployment in self.ledger.deployments():
             worker = self.workers.get(deployment)
             processes = (worker.process if worker else None, self._head_process(deployment))
             found.append((deployment, [process for process in processes if process is not None]))

@@ -18,6 +18,7 @@ from sollold.facts import dataclass
 from sollold.machine.speed import cores
 from sollold.settings.paths import Places
 from sollold.settings.schema import LlamaSettings
+from sollold.tasks import cancel_and_wait
 
 log = logging.getLogger("sollold.agent")
 
@@ -38,6 +39,7 @@ class OwnWorkers:
     Args:
         node: this node's id.
         exited: called when a worker has exited by itself.
+        changed: called when `cached` has changed.
 
     Attributes:
         cached: (digest prefix of a model, bytes cached of its tensors), for the record.
@@ -52,7 +54,9 @@ class OwnWorkers:
         ports: Ports,
         cache: TensorCache,
         fills: CacheFills,
+        *,
         exited: Callable[[str, Worker], None],
+        changed: Callable[[], None],
     ) -> None:
         self._node = node
         self._settings = settings
@@ -60,11 +64,14 @@ class OwnWorkers:
         self._journal = journal
         self._ports = ports
         self._exited = exited
+        self._changed = changed
         self._cache = cache
         self._fills = fills
         self._running: dict[str, _Running] = {}
         self._making: dict[str, asyncio.Task[Path | None]] = {}
         """Tasks that make the cache folders; a thread in one may outlast the start that needed it."""
+        self._keeping: dict[str, asyncio.Task[None]] = {}
+        """Tasks that take over the tensors of loaded deployments."""
         self.cached: tuple[tuple[str, int], ...] = ()
 
     async def clean_up(self) -> None:
@@ -144,6 +151,26 @@ class OwnWorkers:
         await self.delete_files(deployment)
         await self.start(replaced.request, replaced.llama, replaced.size)
 
+    def keep_tensors(self, deployment: str) -> None:
+        """Start to take over the tensors of a loaded deployment, unless that is in progress.
+
+        In a task: a head whose renewals are not answered in time ends the deployment, and the disk may be
+        slow or not respond at all.
+        """
+        if deployment in self._keeping:
+            return
+        task = self._keeping[deployment] = asyncio.create_task(
+            self._keep(deployment), name=f"tensors of {deployment}"
+        )
+        task.add_done_callback(lambda _: self._keeping.pop(deployment, None))
+
+    async def _keep(self, deployment: str) -> None:
+        try:
+            if await self.loaded(deployment):
+                self._changed()
+        except Exception:
+            log.exception("the tensors of %s are not cached", deployment, extra={"deployment": deployment})
+
     async def loaded(self, deployment: str) -> bool:
         """Keep the tensors of a deployment, all of which have arrived. Returns whether `cached` changed."""
         running = self._running.get(deployment)
@@ -153,6 +180,10 @@ class OwnWorkers:
         await asyncio.to_thread(self._cache.keep, deployment, running.request.digest)
         previous, self.cached = self.cached, await asyncio.to_thread(self._cache.models)
         return previous != self.cached
+
+    async def close(self) -> None:
+        """Give up taking over tensors. The workers are stopped one by one, see `stop`."""
+        await cancel_and_wait(*self._keeping.values())
 
     def _ended(self, deployment: str, worker: Worker) -> None:
         if self.get(deployment) is worker:
