@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from sollold.cluster.gossip.record import Record
 from sollold.facts import dataclass
-from sollold.machine.device import Device
 
 BACK_WITHIN = 60.0
 """Seconds to wait for a node that has just gone: it may restart, or its cable may be plugged in again."""
@@ -88,13 +88,12 @@ class Absences:
 
 
 def _empty(record: Record) -> Record:
+    # Devices that share a device's memory take from it, too.
+    granted = Counter[str]()
+    for device in record.devices:
+        granted[device.memory] += device.granted
     devices = tuple(
-        replace(device, granted=0, available=device.available + _granted_beside(device, record.devices))
+        replace(device, granted=0, available=device.available + granted[device.memory])
         for device in record.devices
     )
     return replace(record, draining=False, devices=devices, grants=(), endpoints=())
-
-
-def _granted_beside(device: Device, devices: tuple[Device, ...]) -> int:
-    """Return the bytes that grants take from the memory of ``device``, including devices that share it."""
-    return sum(other.granted for other in devices if other.memory == device.memory)

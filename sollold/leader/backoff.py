@@ -7,6 +7,7 @@ with each consecutive failure. A success resets everything.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 
 from sollold.facts import dataclass
 
@@ -38,7 +39,7 @@ class _History:
 
 
 class Backoff:
-    """Counts failures by a key that the caller chooses: a node's id, a model's digest.
+    """Counts failures by a key that the caller chooses: a node's id, a model's digest, both.
 
     Args:
         free: consecutive failures that cause no pause.
@@ -47,9 +48,9 @@ class Backoff:
 
     def __init__(self, free: int, first: float = FIRST_PAUSE) -> None:
         self._free, self._first = free, first
-        self._histories: OrderedDict[str, _History] = OrderedDict()
+        self._histories: OrderedDict[Hashable, _History] = OrderedDict()
 
-    def failed(self, key: str, reason: str, now: float, *, least: int = 1) -> None:
+    def failed(self, key: Hashable, reason: str, now: float, *, least: int = 1) -> None:
         """Count one more failure, as at least the ``least``-th in a row."""
         history = self._histories.pop(key, None)
         failures = history.failures + 1 if history is not None and now - history.last < FORGET else 1
@@ -58,16 +59,16 @@ class Backoff:
         while len(self._histories) > MOST:
             self._histories.popitem(last=False)
 
-    def succeeded(self, key: str) -> None:
+    def succeeded(self, key: Hashable) -> None:
         """Forget the failures of ``key``: it works."""
         self._histories.pop(key, None)
 
-    def known(self, key: str, now: float) -> bool:
+    def known(self, key: Hashable, now: float) -> bool:
         """Return whether ``key`` has failed recently and not succeeded since."""
         history = self._histories.get(key)
         return history is not None and now - history.last < FORGET
 
-    def blocked(self, key: str, now: float) -> Blocked | None:
+    def blocked(self, key: Hashable, now: float) -> Blocked | None:
         """Return why and for how long ``key`` is blocked now; None if it is not."""
         history = self._histories.get(key)
         if history is None or history.failures <= self._free:

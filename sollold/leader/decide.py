@@ -331,7 +331,6 @@ def _place_on(
     request = request_of(ask, model, snapshot)
     footprint_with = partial(footprint_of, shape)
     replaced = [larger] if larger is not None else []
-    fleet = snapshot.fleet(build, replaced)
     drafters, no_drafter = snapshot.drafters.get(request.speculation, ((), ""))
 
     def attempt(victims: list[Located], later: Bytes | None) -> PlacementChoice:
@@ -357,31 +356,30 @@ def _place_on(
     aim = context.tokens(request, shape.context_train)
     best = best_eviction(attempt, idle, snapshot, aim, evict=not ask.more)
     chosen, victims = best.choice, best.victims
-    if chosen.candidate is None and larger is not None and not missing_options(ask, larger[1], snapshot):
-        return Refuse(Fault.TOO_BIG, f"{model.name}: {_no_room_for(ask, snapshot)}.")
     if chosen.candidate is None:
+        if larger is not None and not missing_options(ask, larger[1], snapshot):
+            return Refuse(Fault.TOO_BIG, f"{model.name}: {_no_room_for(ask, snapshot)}.")
         # Count memory that is being released: the decision considered it too, and it is free in a moment.
         roomiest = snapshot.fleet(build, [*replaced, *idle], later=snapshot.ending())
         others = busy, snapshot.correction, snapshot.away(build)
         # Where it can't be spread, it may run on one machine, as in `attempt`.
         alone_too = replace(request, always=False)
-        compute_shortfall = partial(explain, alone_too, roomiest, footprint_with, chosen, *others)
-        message = f"{model.name} does not fit."
         return Refuse(
-            Fault.TOO_BIG, message, alternatives=chosen.alternatives, compute_shortfall=compute_shortfall
+            Fault.TOO_BIG,
+            f"{model.name} does not fit.",
+            alternatives=chosen.alternatives,
+            compute_shortfall=partial(explain, alone_too, roomiest, footprint_with, chosen, *others),
         )
-    ended = [*replaced, *victims]
     reasons = list(chosen.reasons)
     settings = snapshot.settings.placement
     if not (ask.type_k or shape.takes_cache(settings.type_k, settings.type_v)):
         reasons.append(f"Its KV cache is in f16: its heads of {shape.head_size} elements can't be quantized.")
     reasons += reasons_to_end(ask, snapshot, victims, larger)
-    plan = chosen.candidate.plan(request, len(shape.layers), reasons, windowed=shape.windowed)
     place = Place(
-        plan,
-        tuple((record.node, endpoint.id, endpoint.model) for record, endpoint in ended),
+        chosen.candidate.plan(request, len(shape.layers), reasons, windowed=shape.windowed),
+        tuple((record.node, endpoint.id, endpoint.model) for record, endpoint in [*replaced, *victims]),
         chosen,
-        fleet,
+        snapshot.fleet(build, replaced),
         pinned=larger is not None and larger[1].pinned,
     )
     if best.wait:

@@ -10,9 +10,7 @@ from sollold.cluster.gossip.record import Asked, Backend, Endpoint, Record, Stat
 from sollold.facts import dataclass
 from sollold.leader.messages import Ensure
 from sollold.leader.snapshot import ClusterSnapshot, in_use, is_loading, runs_on_llama
-from sollold.models.footprint.footprint import Footprint, footprint
-from sollold.models.footprint.run_options import Run
-from sollold.models.footprint.shape import Shape
+from sollold.models.footprint.footprint import footprint
 from sollold.models.model import Model
 from sollold.placement import context
 from sollold.placement.inventory import ollama_room
@@ -199,10 +197,8 @@ def for_embedding(ask: Ensure, model: Model) -> bool:
     return ask.embedding or ("embedding" in model.capabilities and "completion" not in model.capabilities)
 
 
-@lru_cache(maxsize=256)
-def footprint_of(shape: Shape, run: Run) -> Footprint:
-    """Return the footprint, cached: plans are computed again and again while callers wait."""
-    return footprint(shape, run)
+footprint_of = lru_cache(maxsize=256)(footprint)
+"""Cached, since plans are computed again and again while callers wait."""
 
 
 def context_needed(ask: Ensure, snapshot: ClusterSnapshot) -> int:

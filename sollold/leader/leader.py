@@ -118,8 +118,8 @@ class Leader:
 
     def register(self, server: RpcServer) -> None:
         """Register the peer methods ``ensure`` and ``drop``."""
-        server.method("ensure", Ensure, self._on_ensure)
-        server.method("drop", Drop, self._on_drop)
+        server.method("ensure", Ensure, lambda caller, ask: self.ensure(ask))
+        server.method("drop", Drop, lambda caller, drop: self.unload(drop))
 
     async def start(self) -> None:
         """Start watching the records."""
@@ -180,12 +180,6 @@ class Leader:
     def _elsewhere(self) -> Ensured:
         leader = self._view.leader().leader
         return Ensured(Verdict.ELSEWHERE, leader=leader if leader != self._view.me.node else "")
-
-    async def _on_ensure(self, caller: str, ask: Ensure) -> Ensured:
-        return await self.ensure(ask)
-
-    async def _on_drop(self, caller: str, drop: Drop) -> Dropped:
-        return await self.unload(drop)
 
     async def ensure(self, ask: Ensure) -> Ensured:
         """Make an endpoint serve a model; ELSEWHERE if another node leads."""
@@ -341,7 +335,6 @@ class Leader:
         """Place a model. Placements are serialised, so that no memory is planned for twice."""
         excluded: dict[str, str] = {}
         fetch: FetchFirst | None = None
-        usual = self._settings.placement.keep_alive
         async with self._one_at_a_time:
             for _ in range(ATTEMPTS):
                 term = self._view.leader()
@@ -361,7 +354,7 @@ class Leader:
                 if keep_alive is None:
                     model = snapshot.holders[0][1]
                     lost = self._pinned.is_lost(model.name, model.digest)
-                    keep_alive = -1.0 if decision.pinned or lost else usual
+                    keep_alive = -1.0 if decision.pinned or lost else self._settings.placement.keep_alive
                 if decision.pinned:
                     self._pinned.note_replaced(victim for _, victim, _ in decision.evictions)
                 try:
@@ -374,7 +367,8 @@ class Leader:
                     )
         if fetch is not None:
             return await self._have_fetched(fetch)
-        why = self._exclusion_text(excluded) or "memory changed while planning"
+        reasons = [f"{name_of(self._view, node)}: {reason}" for node, reason in excluded.items()]
+        why = "; ".join(reasons) or "memory changed while planning"
         return Ensured(
             Verdict.REFUSED,
             fault=Fault.UNAVAILABLE.value,
@@ -385,11 +379,6 @@ class Leader:
     async def unload(self, drop: Drop) -> Dropped:
         """Unload a model; see `Unloader.unload`."""
         return await self._unloader.unload(drop)
-
-    # Inside
-
-    def _exclusion_text(self, excluded: dict[str, str]) -> str:
-        return "; ".join(f"{name_of(self._view, node)}: {reason}" for node, reason in excluded.items())
 
     def _observe(self) -> None:
         records = self._view.live()

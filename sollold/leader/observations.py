@@ -187,7 +187,7 @@ class Observations:
                 self.crashes.failed(endpoint.culprit, reason, now)
             return
         node = endpoint.culprit or head
-        load = _load_key(node, endpoint.digest)
+        load = node, endpoint.digest
         if endpoint.hung or not self.loads.known(load, now):
             self.nodes.failed(node, reason, now, least=HUNG_COUNTS if endpoint.hung else 1)
         self.loads.failed(load, reason, now)
@@ -202,7 +202,7 @@ class Observations:
             self.models.succeeded(endpoint.digest)
             for node in nodes:
                 self.nodes.succeeded(node)
-                self.loads.succeeded(_load_key(node, endpoint.digest))
+                self.loads.succeeded((node, endpoint.digest))
         elif now - self._ready[endpoint.id] >= GOOD_SERVICE:
             for node in nodes:
                 self.crashes.succeeded(node)
@@ -311,11 +311,7 @@ class Observations:
         for record in records:
             blocked = self.nodes.blocked(record.node, now)
             if blocked is None:
-                blocked = self.loads.blocked(_load_key(record.node, digest), now)
+                blocked = self.loads.blocked((record.node, digest), now)
             if blocked is not None:
                 found[record.node] = blocked
         return found
-
-
-def _load_key(node: str, digest: str) -> str:
-    return f"{node} {digest}"

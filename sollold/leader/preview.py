@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -166,18 +167,16 @@ def _location(place: Place) -> str:
 
 
 def _free(place: Place, snapshot: ClusterSnapshot | None) -> Iterable[MemoryChange]:
-    released: dict[tuple[str, str], int] = {}
+    released = Counter[tuple[str, str]]()
     if snapshot is not None:
         victims = {deployment for _, deployment, _ in place.evictions}
         for record, endpoint in snapshot.endpoints():
             if endpoint.id in victims:
-                for key, size in snapshot.held(record, endpoint).items():
-                    released[key] = released.get(key, 0) + size
+                released.update(snapshot.held(record, endpoint))
         for record in snapshot.records:
             for grant in record.grants:
                 if grant.deployment in snapshot.gone:
-                    key = record.node, grant.device
-                    released[key] = released.get(key, 0) + grant.bytes
+                    released[record.node, grant.device] += grant.bytes
     known = (*snapshot.expected, *snapshot.records) if snapshot is not None else ()
     records = {record.node: record for record in known}
     for node, devices in place.plan.bytes_by_owner().items():
@@ -186,7 +185,7 @@ def _free(place: Place, snapshot: ClusterSnapshot | None) -> Iterable[MemoryChan
             continue
         for device in owner.devices:
             if device.id in devices:
-                before = device.available + released.get((node, device.id), 0)
+                before = device.available + released[node, device.id]
                 after = max(0, before - devices[device.id])
                 yield MemoryChange(node, owner.name, device.id, device.total, before, after)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, replace
 
@@ -95,16 +96,15 @@ class ClusterSnapshot:
 
     def held(self, record: Record, endpoint: Endpoint) -> dict[tuple[str, str], int]:
         """Return the bytes that a deployment, or a model in Ollama, would free if it ended."""
-        held: dict[tuple[str, str], int] = {}
+        held = Counter[tuple[str, str]]()
         if endpoint.backend is Backend.OLLAMA:
             for placed in endpoint.placed:
-                held[placed.node, placed.device] = held.get((placed.node, placed.device), 0) + placed.freed
+                held[placed.node, placed.device] += placed.freed
             return held
         for owner in self.records:
             for grant in owner.grants:
                 if grant.deployment == endpoint.id:
-                    key = owner.node, grant.device
-                    held[key] = held.get(key, 0) + grant.bytes
+                    held[owner.node, grant.device] += grant.bytes
         return held
 
     def ending(self, lately: bool = False) -> dict[tuple[str, str], int]:
@@ -120,19 +120,17 @@ class ClusterSnapshot:
         nodes = {record.node for record in self.records}
         alive |= {entry.deployment for entry in self.accepted if entry.plan.head in nodes} | self.gone
         alive -= leaving
-        held: dict[tuple[str, str], int] = {}
+        held = Counter[tuple[str, str]]()
         for entry in self.accepted:
             if entry.plan.head not in nodes and not lately:
-                for key, size in entry.bytes.items():
-                    held[key] = held.get(key, 0) + size
+                held.update(entry.bytes)
         for record in self.records:
             for grant in record.grants:
                 if grant.deployment in alive and not self._outlasts(record.node, grant):
                     continue
                 committed = grant.state is GrantState.COMMITTED
                 if not lately or (committed and grant.deployment in self.returning):
-                    key = record.node, grant.device
-                    held[key] = held.get(key, 0) + grant.bytes
+                    held[record.node, grant.device] += grant.bytes
         return held
 
     def _outlasts(self, node: str, grant: Grant) -> bool:
@@ -165,17 +163,14 @@ class ClusterSnapshot:
         ``later``: further bytes to count as released. ``anywhere``: treat machines that could fetch the file
         as having it.
         """
-        give: dict[str, dict[str, int]] = {}
-        take: dict[str, dict[str, int]] = {}
+        give: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        take: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for record, endpoint in freed:
             _add(give, self.held(record, endpoint))
-        shown = {(r.node, grant.deployment) for r in self.records for grant in r.grants}
-        for node, deployment in shown:
-            if deployment in self.gone:
-                record = next(r for r in self.records if r.node == node)
-                for grant in record.grants:
-                    if grant.deployment == deployment and not self._outlasts(node, grant):
-                        _add(give, {(node, grant.device): grant.bytes})
+        for record in self.records:
+            for grant in record.grants:
+                if grant.deployment in self.gone and not self._outlasts(record.node, grant):
+                    give[record.node][grant.device] += grant.bytes
         for accepted in self.accepted:
             _add(take, accepted.bytes)
         if later:
@@ -232,16 +227,15 @@ class ClusterSnapshot:
         found = []
         for record in self.records:
             if record.draining and record.build == build:
-                how = f"`sollold undrain {shlex.quote(record.name)}`: it is draining"
-                found.append(Away(machine_of(record, holds=record.node in have, spare=spare), how))
+                found.append((record, f"`sollold undrain {shlex.quote(record.name)}`: it is draining"))
             elif record.build and record.build != build:
                 how = f"llama.cpp {build} on {record.name}, as on the others: it has {record.build}"
-                found.append(Away(machine_of(record, holds=record.node in have, spare=spare), how))
+                found.append((record, how))
         for record, seconds in self.absent:
             if record.build == build:
                 how = f"starting {record.name} again: it has been offline for {seconds_text(seconds)}"
-                found.append(Away(machine_of(record, holds=record.node in have, spare=spare), how))
-        return tuple(found)
+                found.append((record, how))
+        return tuple(Away(machine_of(r, holds=r.node in have, spare=spare), how) for r, how in found)
 
     def builds(self) -> list[str]:
         """Return the llama.cpp builds on nodes that have the model, the most common first."""
@@ -348,7 +342,6 @@ def loaded_of(records: Iterable[Record], deployment: str, model: str) -> tuple[t
     )
 
 
-def _add(table: dict[str, dict[str, int]], held: Bytes) -> None:
+def _add(table: defaultdict[str, Counter[str]], held: Bytes) -> None:
     for (node, device), size in held.items():
-        devices = table.setdefault(node, {})
-        devices[device] = devices.get(device, 0) + size
+        table[node][device] += size

@@ -68,7 +68,7 @@ class SnapshotMaker:
 
     def fetch_failed(self, node: str, digest: str, reason: str) -> None:
         """Note that ``node`` failed to fetch a model's file."""
-        self._fetches.failed(_fetch_key(node, digest), reason, self._clock())
+        self._fetches.failed((node, digest), reason, self._clock())
 
     async def of(
         self, ask: Ensure, excluded: dict[str, str] | None = None
@@ -130,7 +130,7 @@ class SnapshotMaker:
             unfetched=frozenset(
                 record.node
                 for record in records
-                if self._fetches.blocked(_fetch_key(record.node, model.digest), now) is not None
+                if self._fetches.blocked((record.node, model.digest), now) is not None
             ),
             correction=self._corrections(model.architecture),
             draft_stats=self._draft_stats(model.digest),
@@ -163,7 +163,3 @@ class SnapshotMaker:
             if usable:
                 await asyncio.sleep(pause)
         return None, why
-
-
-def _fetch_key(node: str, digest: str) -> str:
-    return f"{node} {digest}"
