@@ -63,7 +63,7 @@ log = logging.getLogger("sollold.agent")
 
 class Agent:
     """Both roles of a node in one object. Call `register` before the peer server starts, then `start`, and
-    finally `shutdown`.
+    finally `shutdown`. The constructor is long because it creates all parts.
 
     Args:
         tunnels: opens tunnels to other nodes' workers.

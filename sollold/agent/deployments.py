@@ -12,7 +12,8 @@ from sollold.cluster.gossip.record import Endpoint, State
 from sollold.cluster.net.view import View, next_change
 from sollold.engines.address import EngineAddress
 from sollold.engines.commands import Done
-from sollold.engines.llamacpp.deployment import Deployment, Work
+from sollold.engines.llamacpp.deployment import Deployment
+from sollold.engines.llamacpp.participants import Work
 from sollold.engines.llamacpp.process import Process
 
 log = logging.getLogger("sollold.agent")

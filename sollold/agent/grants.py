@@ -49,6 +49,8 @@ _CLEAN_SECONDS = 3.0
 class GrantManager:
     """Grants memory by order of the leader, and runs the workers of the grants.
 
+    The constructor is long because it creates all parts.
+
     Args:
         node: this node's id.
         calls: to inform a head that its worker died.

@@ -27,6 +27,7 @@ Command = Callable[..., argparse.ArgumentParser]
 def add_commands(command: Command) -> None:
     """Add all commands, in the order in which help lists them."""
     _serving_commands(command)
+    _installing_commands(command)
     _cluster_commands(command)
     _access_commands(command)
     _upkeep_commands(command)
@@ -58,6 +59,9 @@ def _serving_commands(command: Command) -> None:
     run.add_argument(
         "--demo-model", action="store_true", help="create a small demo model if this machine has no model"
     )
+
+
+def _installing_commands(command: Command) -> None:
     setup = command("setup", "find llama.cpp, or build it", asks=False)
     setup.add_argument(
         "--portable",

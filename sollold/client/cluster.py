@@ -250,8 +250,7 @@ class ClusterClient:
                     raise error
             if not received.reached or outage.too_long(time.monotonic()):
                 raise error
-            await limits.within(asyncio.sleep(outage.next_pause()))
-            await limits.within(self._ping_due())
+            await limits.within(self._ping_after(outage.next_pause()))
 
     async def _records(
         self,
@@ -304,12 +303,15 @@ class ClusterClient:
         raise lost or _no_node()
 
     async def _candidates(self) -> list[KnownNode]:
-        """The nodes to ask, in order; lost nodes are rechecked in the background."""
+        """The nodes to ask, in order; in the background, lost nodes are rechecked and the list is updated."""
         self._use_running_loop()
         if not len(self.nodes):
             await self._discover()
-        self._recheck()
-        self._learn_if_due()
+        now = time.monotonic()
+        for known in self.nodes.due(now):
+            self._in_background(known.url, self._ping(known))
+        if not self._learned_at or now - self._learned_at >= _LEARN_SECONDS:
+            self._in_background("learn", self._learn_quietly())
         return self.nodes.order()
 
     async def _discover(self) -> None:
@@ -354,12 +356,6 @@ class ClusterClient:
             log.info("node is back: %s", known.name or known.url)
         self.nodes.answered(known.url)
 
-    def _learn_if_due(self) -> None:
-        now = time.monotonic()
-        if self._learned_at and now - self._learned_at < _LEARN_SECONDS:
-            return
-        self._in_background("learn", self._learn_quietly())
-
     async def _learn_quietly(self) -> None:
         # A node that does not list the others is not asked again with every request.
         self._learned_at = time.monotonic() - _LEARN_SECONDS + _LEARN_AGAIN_SECONDS
@@ -369,11 +365,6 @@ class ClusterClient:
                 self._learned_at = time.monotonic()
                 return
 
-    def _recheck(self) -> None:
-        """Start checking, in the background, whether lost nodes are back."""
-        for known in self.nodes.due(time.monotonic()):
-            self._in_background(known.url, self._ping(known))
-
     async def _ping(self, known: KnownNode) -> None:
         try:
             await self._client(known.url).get("/api/version", timeout=_PING_SECONDS)
@@ -382,8 +373,9 @@ class ClusterClient:
             return
         self._answered(known)
 
-    async def _ping_due(self) -> None:
-        """While no node responds: check all nodes that are due before the next round."""
+    async def _ping_after(self, seconds: float) -> None:
+        """While no node responds: pause, then check all nodes that are due before the next round."""
+        await asyncio.sleep(seconds)
         await asyncio.gather(*(self._ping(known) for known in self.nodes.due(time.monotonic())))
 
     def _in_background(self, name: str, work: Any) -> None:

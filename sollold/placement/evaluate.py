@@ -163,7 +163,6 @@ def evaluate(
 
     Args:
         head: the machine that runs llama-server.
-        footprint, run: the model's footprint, and the run it is for.
         on_host: number of first layers that the head's processor computes.
         holds: the devices with their layers, in order.
         links: links from the head, by node.

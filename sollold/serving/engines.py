@@ -8,7 +8,7 @@ from typing import Protocol
 from sollold.agent.deployments import Deployments
 from sollold.cluster.gossip.record import OLLAMA_PREFIX, Endpoint
 from sollold.engines.address import EngineAddress
-from sollold.engines.llamacpp.deployment import Work
+from sollold.engines.llamacpp.participants import Work
 from sollold.engines.ollama.service import LocalOllama
 
 

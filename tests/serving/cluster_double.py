@@ -20,7 +20,7 @@ from sollold.cluster.net.rpc import PeerError, Workers
 from sollold.cluster.net.rpc_client import CONNECT_SECONDS, RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.engines.address import EngineAddress
-from sollold.engines.llamacpp.deployment import Work
+from sollold.engines.llamacpp.participants import Work
 from sollold.models.library import Library
 from sollold.models.listing import Listed
 from sollold.models.model import Model

@@ -13,7 +13,7 @@ import pytest
 from sollold.cluster.gossip.record import Backend, State
 from sollold.cluster.net.http_connection import HttpConnection
 from sollold.cluster.net.pour import pulled
-from sollold.engines.llamacpp.deployment import Work
+from sollold.engines.llamacpp.participants import Work
 from sollold.errors import Fault, Refusal
 from sollold.serving import attempts, dispatch, peer_handler, recovery
 from sollold.serving.candidate import EndpointQuery

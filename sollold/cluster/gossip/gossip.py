@@ -22,17 +22,12 @@ from sollold.cluster.gossip.membership import Membership
 from sollold.cluster.gossip.other_formats import OtherFormats
 from sollold.cluster.gossip.outbox import Outbox
 from sollold.cluster.gossip.own_state import OwnState
-from sollold.cluster.gossip.packet import (
-    Ping,
-    Rejected,
-    decode,
-    decode_push_pull,
-    encode,
-)
+from sollold.cluster.gossip.packet import Rejected, decode, decode_push_pull
 from sollold.cluster.gossip.packet_handler import PacketHandler
 from sollold.cluster.gossip.probe import Prober
 from sollold.cluster.gossip.push_pull import PushPullExchange
 from sollold.cluster.gossip.record import Record
+from sollold.cluster.gossip.records import Records
 from sollold.cluster.gossip.registry import Merge, Registry
 from sollold.cluster.gossip.signing import Signer
 from sollold.cluster.gossip.term import Term
@@ -70,15 +65,12 @@ class Gossip:
         tuning: Tuning = LAN,
     ) -> None:
         self._me = record.node
-        self._random = random
         self._tuning = tuning
         self._timers = Timers()
         self._news = BroadcastQueue()
         self._actions: list[Action] = []
         self._awareness = Awareness(tuning.awareness_max)
-        self._rejected = 0
         self._other_formats = OtherFormats()
-        self._refused = {"record": 0, "forged": 0}
         self._outbox = Outbox(
             record.node,
             boot,
@@ -144,7 +136,7 @@ class Gossip:
             tuning=tuning,
             timers=self._timers,
             persist=self._persist,
-            elected=lambda term: self._emit(Change.LEADER, term.leader, term),
+            elected=lambda term: self._actions.append(NodeEvent(Change.LEADER, term.leader, term)),
         )
         self.known = Known(self._membership, self._registry, self._leadership)
         self._anti_entropy = AntiEntropy(
@@ -156,6 +148,16 @@ class Gossip:
             actions=self._actions,
             now=now,
         )
+        self._records = Records(
+            self._membership,
+            self._registry,
+            self._leadership,
+            self._anti_entropy,
+            news=self._news,
+            room=self._outbox.room,
+            persist=self._persist,
+            updated=lambda node: self._actions.append(NodeEvent(Change.UPDATED, node)),
+        )
         self._handler = PacketHandler(
             self._membership,
             self._registry,
@@ -164,18 +166,17 @@ class Gossip:
             self._anti_entropy,
             outbox=self._outbox,
             news=self._news,
-            merged=self._merged,
+            merged=self._records.merged,
         )
         self._kept = PersistedState()
         self._anti_entropy.note(self._me)
         self._membership.own.announce()
-        self._publish_record()
+        self._records.publish()
         self._persist()
         self._prober.start(now + random.random() * tuning.probe_interval)
         self._timers.at(now + random.random() * tuning.reconnect_interval, self._reconnect)
-        self._timers.at(now, self._start)
-
-    # Input
+        # The first tick is due at once: it returns the actions so far.
+        self._timers.at(now, lambda now: None)
 
     def handle_packet(self, data: bytes, source: Address, now: float) -> list[Action]:
         """Handle a decrypted datagram. Invalid packets are counted in ``rejected`` and dropped."""
@@ -183,7 +184,7 @@ class Gossip:
         try:
             packet = decode(data)
         except Rejected:
-            self._rejected += 1
+            self._records.rejected += 1
             self._other_formats.note(data, source, now)
             return self._done(now)
         self._other_formats.understood(source)
@@ -232,14 +233,7 @@ class Gossip:
     def link_made(self, node: str, address: Address, now: float) -> list[Action]:
         """Note that the standing link to ``node`` is up; ``address``: its IP and *gossip* port."""
         self._awake(now)
-        self._prober.hear_link(node)
-        member = self._membership.members.get(node)
-        if member is None:
-            self._anti_entropy.want(node, (address,), now)
-        elif not member.live:
-            self._outbox.send(address, member.state())
-        elif member.reached is None:
-            member.reached = address
+        self._handler.hear_link(node, address, now)
         return self._done(now)
 
     def link_lost(self, node: str, now: float, *, silent: bool = False) -> list[Action]:
@@ -268,7 +262,7 @@ class Gossip:
         try:
             body = decode_push_pull(data)
         except Rejected:
-            self._rejected += 1
+            self._records.rejected += 1
             self._other_formats.note(data, source, now)
             return b"", self._done(now)
         self._other_formats.understood(source)
@@ -276,9 +270,9 @@ class Gossip:
             return b"", self._done(now)
         answer, merged = self._exchange.merge(body, now)
         for node, merge in merged:
-            self._merged(node, merge)
+            self._records.merged(node, merge)
             if merge is Merge.NEWER:
-                self._news.add("record", node, self._registry.delta_of(node, self._outbox.room))
+                self._records.pass_on(node)
         member = self._membership.members.get(body.sender)
         if member is not None and member.reached is None and member.boot == body.boot:
             member.reached = source
@@ -299,7 +293,7 @@ class Gossip:
         claim = self._leadership.persisted(kept.term)
         if claim is not None:
             self._registry.update(replace(self._registry.me, claim=claim))
-            self._own_changed()
+            self._records.own_changed()
         return self._done(now)
 
     def update_record(self, record: Record, now: float) -> list[Action]:
@@ -307,7 +301,7 @@ class Gossip:
         self._awake(now)
         draining = self._registry.me.draining
         if self._registry.update(replace(record, claim=self._registry.me.claim)):
-            self._own_changed()
+            self._records.own_changed()
             if draining != record.draining:
                 self._leadership.due = True
         return self._done(now)
@@ -331,7 +325,7 @@ class Gossip:
         self._awake(now)
         self._membership.forget_others()
         self._membership.own.announce()
-        self._publish_record()
+        self._records.publish()
         return self._done(now)
 
     def observe_term(self, term: Term, now: float) -> list[Action]:
@@ -345,8 +339,7 @@ class Gossip:
         self._awake(now)
         farewell = self._membership.own.leave()
         for member in self._membership.sample(8):
-            address = member.address()
-            if address is not None:
+            if (address := member.address()) is not None:
                 self._outbox.send(address, [farewell])
         return self._done(now)
 
@@ -355,7 +348,7 @@ class Gossip:
     @property
     def rejected(self) -> int:
         """Number of packets, push-pull bodies and records that could not be decoded."""
-        return self._rejected
+        return self._records.rejected
 
     def other_formats(self, now: float) -> dict[str, int]:
         """Return IP addresses of nodes of other releases → the format of their packets."""
@@ -373,73 +366,28 @@ class Gossip:
         ``forged``: not signed by the node they are about, or with implausible counters. ``record``: signed
         records with implausible values.
         """
-        return {**self._refused, "forged": self._refused["forged"] + self._membership.refused}
+        counts = self._records.refused
+        return {**counts, "forged": counts["forged"] + self._membership.refused}
 
     @property
     def health(self) -> int:
         """0: this node keeps up; up to 7: its probes fail, its timeouts are stretched."""
         return self._awareness.score
 
-    # Output
-
     def _gossip_turn(self, now: float) -> None:
         self._gossip_at = None
-        if not len(self._news):
-            return
-        self._gossiped = now
-        for member in self._membership.sample(self._tuning.gossip_fanout):
-            address = member.address()
-            if address is not None:
-                self._outbox.send_news(address)
+        if len(self._news):
+            self._gossiped = now
+            for member in self._membership.sample(self._tuning.gossip_fanout):
+                if (address := member.address()) is not None:
+                    self._outbox.send_news(address)
 
     def _reconnect(self, now: float) -> None:
-        """Try a dead node: it may live behind a partition that has healed."""
+        """Forget nodes that are gone for good, and try another dead one."""
         self._timers.at(now + self._tuning.reconnect_interval, self._reconnect)
         self._membership.forget(now)
         self._registry.forget_all_but(self._membership.members)
-        evicted = self._membership.evicted
-        members = self._membership.members.values()
-        dead = [member for member in members if not member.live and member.node not in evicted]
-        if dead and not self._membership.own.leaving:
-            member = self._random.choice(dead)
-            for address in member.everywhere()[:4]:
-                ping = encode(Ping(self._prober.sequence(), member.node))
-                self._outbox.send_alone(address, [self._membership.own.alive(), *member.state(), ping])
-
-    # Records
-
-    def _publish_record(self) -> None:
-        if self._membership.own.withdrawn:
-            return
-        self._news.add("record", self._me, self._registry.delta(self._outbox.room, self._outbox.room // 3))
-
-    def _own_changed(self) -> None:
-        self._publish_record()
-        self._anti_entropy.note(self._me)
-        self._persist()
-        self._emit(Change.UPDATED, self._me)
-
-    def _merged(self, node: str, merge: Merge) -> None:
-        if merge is Merge.NEWER:
-            self._anti_entropy.note(node)
-            if self._registry.leader_may_change:
-                self._registry.leader_may_change = False
-                self._leadership.observe(self._registry.highest)
-                self._leadership.due = True
-            self._emit(Change.UPDATED, node)
-        elif merge is Merge.RAISED:
-            self._own_changed()
-        elif merge is Merge.BROKEN:
-            self._rejected += 1
-        elif merge is Merge.IMPOSSIBLE:
-            self._refused["record"] += 1
-        elif merge is Merge.FORGED:
-            self._refused["forged"] += 1
-
-    # Changes
-
-    def _emit(self, change: Change, node: str, term: Term | None = None) -> None:
-        self._actions.append(NodeEvent(change, node, term or Term()))
+        self._joins.try_dead()
 
     def _changed(self, change: Change, node: str) -> None:
         """Handle a change of the membership."""
@@ -450,7 +398,7 @@ class Gossip:
             self._registry.forget_barred(node)
         if change is not Change.SUSPECTED:
             self._leadership.due = True
-        self._emit(change, node)
+        self._actions.append(NodeEvent(change, node))
 
     def _persist(self) -> None:
         kept = PersistedState(
@@ -459,9 +407,6 @@ class Gossip:
         if kept != self._kept:
             self._kept = kept
             self._actions.append(Persist(kept))
-
-    def _start(self, now: float) -> None:
-        """Make the first tick due at once: it returns the actions of the constructor."""
 
     def _done(self, now: float) -> list[Action]:
         if self._leadership.due:

@@ -31,7 +31,7 @@ class _Introduction:
 
 
 class Joins:
-    """Pings introduced addresses and starts a push-pull with nodes that respond.
+    """Pings introduced addresses and dead nodes, and starts a push-pull with nodes that respond.
 
     Args:
         send: sends encoded messages to an address, without news: possibly no node is there.
@@ -110,6 +110,17 @@ class Joins:
         pause = tuning.retry_max if known else tuning.retry_min * 2.0 ** min(introduction.tries, 16)
         pause = min(pause, tuning.retry_max)
         self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._try, introduction)
+
+    def try_dead(self) -> None:
+        """Try a dead node: it may live behind a partition that has healed."""
+        membership = self._membership
+        members = membership.members.values()
+        dead = [member for member in members if not member.live and member.node not in membership.evicted]
+        if dead and not membership.own.leaving:
+            member = self._random.choice(dead)
+            for address in member.everywhere()[:4]:
+                ping = encode(Ping(self._sequence(), member.node))
+                self._send(address, [membership.own.alive(), *member.state(), ping])
 
     def _forget(self, introduction: _Introduction, now: float) -> None:
         """Ignore acks to the last ping of an introduction that was given up."""

@@ -93,6 +93,17 @@ class PacketHandler:
             self._outbox.send(source, [membership.own.alive()])
         self._contact(sender, packet.boot, source, now)
 
+    def hear_link(self, node: str, address: Address, now: float) -> None:
+        """Handle a standing link to ``node``, made at ``address``."""
+        self._prober.hear_link(node)
+        member = self._membership.members.get(node)
+        if member is None:
+            self._anti_entropy.want(node, (address,), now)
+        elif not member.live:
+            self._outbox.send(address, member.state())
+        elif member.reached is None:
+            member.reached = address
+
     def _greeting(self, sender: str) -> list[bytes]:
         """Return our `Alive` if the sender may not know us, because we did not know it as alive until now."""
         member = self._membership.members.get(sender)

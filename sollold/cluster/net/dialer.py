@@ -12,9 +12,9 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.net.identity import Identity, peer_of, tls_name
@@ -113,53 +113,15 @@ class Dialer:
         if not targets:
             raise PeerError(node, f"no address of {name} is known", transport=True)
         context = self.context(protocol, anyone=not node)
+
+        def attempt(address: Address) -> Coroutine[Any, Any, _Handshake]:
+            return _attempt(address, context, tls_name(node or "member"), self.sockets.watch)
+
         failures: list[str] = []
-        running: dict[asyncio.Task[_Handshake], Address] = {}
-        winner: tuple[_Handshake, Address] | None = None
-        waiting = list(targets)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        try:
-            while winner is None and (waiting or running):
-                if waiting:
-                    attempt = _attempt(waiting[0], context, tls_name(node or "member"), self.sockets.watch)
-                    running[asyncio.create_task(attempt)] = waiting.pop(0)
-                left = deadline - loop.time()
-                if left <= 0:
-                    failures.append(f"no answer within {timeout:g} s")
-                    break
-                done, _ = await asyncio.wait(
-                    running,
-                    timeout=min(HEAD_START, left) if waiting else left,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                for task in done:
-                    if winner is not None:
-                        break
-                    address = running.pop(task)
-                    try:
-                        handshake = task.result()
-                    except (OSError, ssl.SSLError, TimeoutError) as error:
-                        failures.append(f"{address[0]}:{address[1]}: {in_words(error)}")
-                        continue
-                    if handshake.lost:
-                        # The new protocol's `connection_lost` would never be called.
-                        failures.append(f"{address[0]}:{address[1]}: it closed the connection at once")
-                        continue
-                    winner = handshake, address
-        finally:
-            try:
-                await _cancel_attempts(running)
-            except BaseException:
-                if winner is not None:
-                    winner[0].transport.abort()
-                raise
-        if winner is not None and winner[0].lost:
-            failures.append(f"{winner[1][0]}:{winner[1][1]}: it closed the connection at once")
-            winner = None
+        winner = await _first_connected(targets, attempt, timeout, failures)
         if winner is None:
             raise PeerError(node, f"{name} could not be reached ({'; '.join(failures)})", transport=True)
-        # Last, without a pause before the return: from here on the connection is the caller's.
+        # Without a pause before the return: from here on the connection is the caller's.
         handshake, address = winner
         found = peer_of(handshake.transport.get_extra_info("ssl_object"))
         self.worked(found, address)
@@ -229,6 +191,59 @@ async def _encrypted(
     if found is None:
         raise ConnectionAbortedError("the connection was closed during the handshake")
     return found
+
+
+async def _first_connected(
+    targets: Sequence[Address],
+    attempt: Callable[[Address], Coroutine[Any, Any, _Handshake]],
+    timeout: float,
+    failures: list[str],
+) -> tuple[_Handshake, Address] | None:
+    """Return the first connection to one of ``targets``, tried `HEAD_START` seconds apart; None if all fail.
+
+    The reasons are added to ``failures``.
+    """
+    running: dict[asyncio.Task[_Handshake], Address] = {}
+    winner: tuple[_Handshake, Address] | None = None
+    waiting = list(targets)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    try:
+        while winner is None and (waiting or running):
+            if waiting:
+                running[asyncio.create_task(attempt(waiting[0]))] = waiting.pop(0)
+            left = deadline - loop.time()
+            if left <= 0:
+                failures.append(f"no answer within {timeout:g} s")
+                break
+            done, _ = await asyncio.wait(
+                running,
+                timeout=min(HEAD_START, left) if waiting else left,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in done:
+                address = running.pop(task)
+                try:
+                    handshake = task.result()
+                except (OSError, ssl.SSLError, TimeoutError) as error:
+                    failures.append(f"{address[0]}:{address[1]}: {in_words(error)}")
+                    continue
+                if not handshake.lost:
+                    winner = handshake, address
+                    break
+                # The new protocol's `connection_lost` would never be called.
+                failures.append(f"{address[0]}:{address[1]}: it closed the connection at once")
+    finally:
+        try:
+            await _cancel_attempts(running)
+        except BaseException:
+            if winner is not None:
+                winner[0].transport.abort()
+            raise
+    if winner is not None and winner[0].lost:
+        failures.append(f"{winner[1][0]}:{winner[1][1]}: it closed the connection at once")
+        return None
+    return winner
 
 
 async def _cancel_attempts(tasks: dict[asyncio.Task[_Handshake], Address]) -> None:

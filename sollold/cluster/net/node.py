@@ -52,6 +52,8 @@ _ANY_HOST = ("0.0.0.0", "::", "")
 class ClusterNode:
     """This node in the cluster; a `sollold.cluster.net.view.View`.
 
+    The constructor is long because it creates all parts.
+
     Args:
         settings: the cluster's settings.
         identity: this node's identity.

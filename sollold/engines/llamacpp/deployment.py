@@ -12,7 +12,6 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.engines.address import EngineAddress
 from sollold.engines.commands import Deploy
 from sollold.engines.install.find import Llama
-from sollold.engines.llamacpp.command_line import WorkerAddress, can_draft
 from sollold.engines.llamacpp.context import DeploymentContext
+from sollold.engines.llamacpp.head_loader import HeadLoader
 from sollold.engines.llamacpp.kept_prompts import can_keep, key_of
-from sollold.engines.llamacpp.llama_server import LOAD_SECONDS, Head, HeadFailed
+from sollold.engines.llamacpp.llama_server import Head, HeadFailed
 from sollold.engines.llamacpp.load_progress import LoadProgress
-from sollold.engines.llamacpp.participants import BREAK_SECONDS, ParticipantFailed, Participants
+from sollold.engines.llamacpp.participants import BREAK_SECONDS, ParticipantFailed, Participants, Work
 from sollold.engines.llamacpp.planned import planned
-from sollold.facts import dataclass
 from sollold.machine.device import PROCESSOR
 from sollold.models.model import Model
 from sollold.models.stores.patient_read import no_answer
@@ -43,19 +41,6 @@ even with a shorter keep_alive."""
 START_SECONDS = 120.0
 """Timeout for the check of the plan and the start of ``llama-server``'s process, in seconds."""
 _STOP_SECONDS = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Work counters of a deployment, which only grow. ``bytes``: sent through its tunnels; ``processes``: the
-    sum of `sollold.engines.llamacpp.process.Process.work` over all nodes, a few seconds old for nodes other
-    than the head.
-    """
-
-    processes: int
-    bytes: int
-
-
 _NODE = re.compile(r"\bnode (\w+)")
 """How messages between nodes refer to a node."""
 
@@ -98,15 +83,13 @@ class Deployment:
         self.active = 0
         self.waiting = 0
         self.speed = 0.0
-        self.drafts = Drafts()
-        if request.plan.drafts_by and can_draft(llama, request.plan.drafts_by):
-            plan = request.plan
-            self.drafts = Drafts(plan.drafts_by, plan.run.drafts, digest=plan.draft_digest)
-        self._draft = draft
+        self._loader = HeadLoader(request, model, draft, llama, context, self._progressed)
+        plan = request.plan
+        drafts = Drafts(plan.drafts_by, plan.run.drafts, digest=plan.draft_digest)
+        self.drafts = drafts if self._loader.drafts else Drafts()
         self.ended_at = 0.0
         self.closing = ""
         self.closes_at = float("inf")
-        self.head: Head | None = None
         self._was_used = False
         self._ready_since = 0.0
         self._last_used = time.monotonic()
@@ -130,6 +113,11 @@ class Deployment:
     def participants(self) -> tuple[str, ...]:
         """The ids of the nodes that hold memory for it, including this one, sorted."""
         return self._participants.nodes
+
+    @property
+    def head(self) -> Head | None:
+        """Its ``llama-server``; None before that is started."""
+        return self._loader.head
 
     @property
     def alive(self) -> bool:
@@ -283,33 +271,31 @@ class Deployment:
         async with asyncio.TaskGroup() as group:
             for node in self.participants:
                 # At once: a committed grant could expire while its own or another worker starts.
-                group.create_task(self._participants.renew(node, self._ready))
+                group.create_task(self._participants.renew(node, lambda: self.state is State.READY))
             workers = await self._participants.commit_and_connect()
             watcher = group.create_task(self._watch_load())
             if check := await self._context.fit_check.check(self.plan, self.model, self._llama):
                 raise HeadFailed(check)
-            self._become(State.LOADING)
-            self.head = await self._load(workers)
+            self._become(State.LOADING, reason=self._loader.without)
+            head = await self._loader.load(workers)
             watcher.cancel()
+            if not self._loader.drafts:
+                self.drafts = Drafts()
             if can_keep(self.plan, self.drafts.by):
-                prompts, address = self._context.prompts, self.head.address
-                await prompts.restore(self._context.http, address, self._prompts_key())
+                await self._context.prompts.restore(self._context.http, head.address, self._prompts_key())
             self._last_used = time.monotonic()
             self.progress.value = 1.0
             self._answered = True
             self._ready_since = time.time()
-            self._become(State.READY, reason=self.reason)
+            self._become(State.READY, reason=self._loader.without)
             log.info(
                 "%s is ready after %.1f s",
                 self.plan.model,
                 time.monotonic() - start,
                 extra={"deployment": self.id},
             )
-            await asyncio.wait({self.head.process.exited})
-            raise self.head.failure()
-
-    def _ready(self) -> bool:
-        return self.state is State.READY
+            await asyncio.wait({head.process.exited})
+            raise head.failure()
 
     async def _end_by(self, error: BaseException | None) -> None:
         """End it because of ``error``, naming the node whose part failed."""
@@ -323,48 +309,6 @@ class Deployment:
             crashed = isinstance(error, HeadFailed) and error.crashed
             self.end(_sentence(error), culprit=self._context.node, crashed=crashed)
 
-    async def _load(self, workers: list[WorkerAddress]) -> Head:
-        """Start ``llama-server`` and wait until it answers."""
-        model, plan, tries = self.model, self.plan, 3
-        if plan.drafts_by and not self.drafts.by:
-            self.reason = (
-                f"running without drafts by {plan.drafts_by}: this build of llama.cpp does not support them"
-            )
-        while True:
-            tries -= 1
-            self.head = await Head.start(
-                plan,
-                model,
-                self._llama,
-                workers,
-                deployment=self.id,
-                context=self._context,
-                on_progress=self._progressed,
-                draft=self._draft,
-            )
-            try:
-                async with asyncio.timeout(LOAD_SECONDS):
-                    await self.head.ready(self._context.http)
-                return self.head
-            except TimeoutError as error:
-                raise HeadFailed(
-                    f"the model was not loaded within {LOAD_SECONDS / 60:.0f} minutes"
-                ) from error
-            except HeadFailed as error:
-                if error.projector and model.projector:
-                    self.reason = f"running without its projector, which llama.cpp can't load: {error}"
-                    log.warning("%s: %s", self.plan.model, self.reason, extra={"deployment": self.id})
-                    model = replace(model, projector="")
-                elif error.draft and plan.drafts_by:
-                    self.reason = (
-                        f"running without drafts by {plan.drafts_by}, which llama.cpp can't load: {error}"
-                    )
-                    log.warning("%s: %s", self.plan.model, self.reason, extra={"deployment": self.id})
-                    plan, self.drafts = replace(plan, drafts_by=""), Drafts()
-                elif not error.port or not tries:
-                    raise
-                await self.head.stop(0.0)
-
     async def _watch_load(self) -> None:
         """End a load that stalls."""
         waited = 0.0
@@ -377,7 +321,10 @@ class Deployment:
                 return
             process = self.head.process if self.head is not None else None
             on_disk = process is not None and process.waits_for_disk()
-            if stalled := self.progress.stalled(self._load_work(), on_disk):
+            work = process.work() if process is not None else None
+            if work is not None:
+                work += (self._participants.work() or 0) + self._participants.traffic()
+            if stalled := self.progress.stalled(work, on_disk):
                 if self.progress.begun:
                     why = f"loading stalled at {self.progress.value:.0%}: no progress for {stalled:.0f} s"
                 else:
@@ -387,13 +334,6 @@ class Deployment:
                 # With several nodes, another one's process may be the hung one.
                 self.hung = self.participants == (self._context.node,)
                 self.end(why)
-
-    def _load_work(self) -> int | None:
-        """Return the sum of its work counters; None if llama-server's is unknown."""
-        head = self.head.process.work() if self.head is not None else None
-        return (
-            None if head is None else head + (self._participants.work() or 0) + self._participants.traffic()
-        )
 
     async def _end_all(self) -> None:
         """Stop all processes and release all memory. Failures do not stop the rest."""

@@ -25,6 +25,7 @@ from sollold.engines.llamacpp.command_line import (
 from sollold.engines.llamacpp.context import DeploymentContext
 from sollold.engines.llamacpp.tunnel import Tunnel
 from sollold.engines.llamacpp.wanted_tensors import wanted_tensors
+from sollold.facts import dataclass
 from sollold.machine.external_worker import split_address
 from sollold.models.gguf.header import GgufError, Header
 from sollold.models.model import Model
@@ -56,6 +57,17 @@ class OnLost(Protocol):
     def __call__(self, reason: str, *, culprit: str) -> None:
         """``reason``: for users; ``culprit``: the node. May be called more than once."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Work counters of a deployment, which only grow. ``bytes``: sent through its tunnels; ``processes``: the
+    sum of `sollold.engines.llamacpp.process.Process.work` over all nodes, a few seconds old for nodes other
+    than the head.
+    """
+
+    processes: int
+    bytes: int
 
 
 class Participants:

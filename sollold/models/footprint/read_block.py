@@ -8,7 +8,10 @@ from sollold.models.gguf.header import Tensor
 
 
 def block_from(facts: Hparams, index: int, tensors: list[Tensor]) -> Block:
-    """Return one block, read from the names and shapes of its tensors."""
+    """Return one block, read from the names and shapes of its tensors.
+
+    Long because a block has many fields, most of which are read in one expression.
+    """
     shapes = {tensor.name.split(".", 2)[2]: tensor.shape for tensor in tensors}
 
     def rows(name: str) -> int:

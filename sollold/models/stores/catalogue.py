@@ -137,12 +137,10 @@ class Catalogue:
         silent = [Path(store.place) for store in self._stores.values() if store.silent]
         unread = [path for path in sorted(self._headers.silent) if not any(map(path.is_relative_to, silent))]
         effect = ", so its models can't be used"
-        fault = (
-            (Problem(f"the folders with models can't be read now: {self._last_error}"),)
-            if self._last_error
-            else ()
-        )
-        return (*fault, *self._problems, *(Problem(shown(no_answer(path, effect))) for path in unread))
+        problems = [*self._problems, *(Problem(shown(no_answer(path, effect))) for path in unread)]
+        if self._last_error:
+            problems.insert(0, Problem(f"the folders with models can't be read now: {self._last_error}"))
+        return tuple(problems)
 
     def get(self, name: str) -> Model | None:
         """Return the model with this canonical name, ignoring case."""
@@ -258,7 +256,8 @@ class Catalogue:
         first.set()
         while True:
             await next_turn(self._interval)
-            retry = self._problems or self._some_unread()
+            unread = any("can't be read" in model.unusable for model in self._local)
+            retry = self._problems or unread
             if retry and loop.time() - tried >= _RETRY_SECONDS:
                 tried = loop.time()
                 await self._try(self.refresh)
@@ -290,9 +289,6 @@ class Catalogue:
             return False
         self._last_error = ""
         return found
-
-    def _some_unread(self) -> bool:
-        return any("can't be read" in model.unusable for model in self._local)
 
     def _publish(self) -> None:
         names = {model.name.lower() for model in self._local}

@@ -151,14 +151,7 @@ class Puller:
             key = parse(name).key
         except ValueError as error:
             raise PullError(str(error)) from None
-        while (pull := self._pulls.get(key)) is not None and pull.left:
-            # Its threads may still be writing to the files that the next pull resumes.
-            await pull.ended.wait()
-        # A finished pull belongs to a caller that reads slowly; its result may be outdated.
-        if pull is None or pull.task is None or pull.task.done():
-            pull = self._pulls[key] = _Pull()
-            pull.task = asyncio.create_task(self._run(pull, name), name=f"pull {name}")
-            pull.task.add_done_callback(retrieve_error)
+        pull = await self._pull_of(key, name)
         pull.watchers += 1
         pull.nodes_only = pull.nodes_only and nodes_only
         pull.insecure = pull.insecure or insecure
@@ -198,6 +191,18 @@ class Puller:
                     pull.ended.set()
                     if self._pulls.get(key) is pull:
                         del self._pulls[key]
+
+    async def _pull_of(self, key: str, name: str) -> _Pull:
+        """Return the pull of a model that is under way, else a new one."""
+        while (pull := self._pulls.get(key)) is not None and pull.left:
+            # Its threads may still be writing to the files that the next pull resumes.
+            await pull.ended.wait()
+        # A finished pull belongs to a caller that reads slowly; its result may be outdated.
+        if pull is None or pull.task is None or pull.task.done():
+            pull = self._pulls[key] = _Pull()
+            pull.task = asyncio.create_task(self._run(pull, name), name=f"pull {name}")
+            pull.task.add_done_callback(retrieve_error)
+        return pull
 
     def holders(self, name: str) -> tuple[tuple[str, Model], ...]:
         """Return the nodes that have usable files of the model with exactly this name."""
