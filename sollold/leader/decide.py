@@ -32,9 +32,10 @@ from sollold.models.model import Model
 from sollold.placement import context
 from sollold.placement.evaluate import Candidate
 from sollold.placement.explain import explain
-from sollold.placement.planner import PlacementChoice, choose
+from sollold.placement.inventory import Fleet
+from sollold.placement.planner import FootprintOf, PlacementChoice, choose
 from sollold.placement.proportional import miscounted
-from sollold.placement.request import AUTO, OFF
+from sollold.placement.request import AUTO, OFF, PlacementRequest
 from sollold.placement.speculation import with_drafts
 from sollold.units import bytes_text
 
@@ -319,6 +320,29 @@ def _no_llama(ask: Ensure, snapshot: ClusterSnapshot) -> Refuse:
     return Refuse(Fault.BAD_REQUEST, f"{model.name} can't be run: {reason or 'it has no file'}")
 
 
+def _choose(
+    request: PlacementRequest, fleet: Fleet, footprint_with: FootprintOf, snapshot: ClusterSnapshot
+) -> PlacementChoice:
+    """Return the best placement on a fleet, with drafts; on one machine if it can't be spread as required."""
+    choice = choose(request, fleet, footprint_with, snapshot.correction)
+    if choice.candidate is None and request.always:
+        choice = choose(replace(request, always=False), fleet, footprint_with, snapshot.correction)
+    if choice.candidate is None:
+        return choice
+    drafters, no_drafter = snapshot.drafters.get(request.speculation, ((), ""))
+    candidate, note = with_drafts(
+        choice.candidate,
+        request,
+        fleet,
+        footprint_with,
+        drafters,
+        snapshot.draft_stats,
+        snapshot.correction,
+        no_drafter,
+    )
+    return replace(choice, candidate=candidate, reasons=(*choice.reasons, *([note] if note else [])))
+
+
 def _place_on(
     ask: Ensure,
     model: Model,
@@ -331,26 +355,10 @@ def _place_on(
     request = request_of(ask, model, snapshot)
     footprint_with = partial(footprint_of, shape)
     replaced = [larger] if larger is not None else []
-    drafters, no_drafter = snapshot.drafters.get(request.speculation, ((), ""))
 
     def attempt(victims: list[Located], later: Bytes | None) -> PlacementChoice:
-        widened = snapshot.fleet(build, [*replaced, *victims], later=later)
-        choice = choose(request, widened, footprint_with, snapshot.correction)
-        if choice.candidate is None and request.always:
-            choice = choose(replace(request, always=False), widened, footprint_with, snapshot.correction)
-        if choice.candidate is None:
-            return choice
-        candidate, note = with_drafts(
-            choice.candidate,
-            request,
-            widened,
-            footprint_with,
-            drafters,
-            snapshot.draft_stats,
-            snapshot.correction,
-            no_drafter,
-        )
-        return replace(choice, candidate=candidate, reasons=(*choice.reasons, *([note] if note else [])))
+        fleet = snapshot.fleet(build, [*replaced, *victims], later=later)
+        return _choose(request, fleet, footprint_with, snapshot)
 
     idle, busy = evictable(snapshot, {pair[1].id for pair in replaced})
     aim = context.tokens(request, shape.context_train)
@@ -362,7 +370,7 @@ def _place_on(
         # Count memory that is being released: the decision considered it too, and it is free in a moment.
         roomiest = snapshot.fleet(build, [*replaced, *idle], later=snapshot.ending())
         others = busy, snapshot.correction, snapshot.away(build)
-        # Where it can't be spread, it may run on one machine, as in `attempt`.
+        # Where it can't be spread, it may run on one machine, as in `_choose`.
         alone_too = replace(request, always=False)
         return Refuse(
             Fault.TOO_BIG,

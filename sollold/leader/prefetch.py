@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from sollold.facts import dataclass
 from sollold.leader.snapshot import ClusterSnapshot, runs_on_llama
-from sollold.models.footprint.footprint import Footprint
-from sollold.models.footprint.run_options import Run
 from sollold.placement.evaluate import Candidate
 from sollold.placement.inventory import Fleet, Link, links_between
-from sollold.placement.planner import CLEAR_GAIN, PlacementChoice, choose
+from sollold.placement.planner import CLEAR_GAIN, FootprintOf, PlacementChoice, choose
 from sollold.placement.request import PlacementRequest
 
 ANSWERED = 2000
@@ -32,7 +29,7 @@ def place_with_fetch(
     request: PlacementRequest,
     snapshot: ClusterSnapshot,
     build: str,
-    footprint_with: Callable[[Run], Footprint],
+    footprint_with: FootprintOf,
     size: int,
     now: Candidate | None,
 ) -> PlacementWithoutFile | None:

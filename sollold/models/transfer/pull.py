@@ -140,8 +140,7 @@ class Puller:
         ``nodes_only``: only from other nodes of the cluster; ``insecure``: the local Ollama may use a
         registry without TLS.
 
-        Leaving the iteration cancels the pull unless another caller waits for it too; a later call resumes
-        it.
+        Leaving the iteration cancels the pull unless another caller waits for it; a later call resumes it.
 
         Raises:
             PullError: the model can't be pulled.
