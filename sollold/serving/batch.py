@@ -169,7 +169,8 @@ class Batches:
                 f"{self._max_running_each} of your batches are already running; try again when one is done"
             )
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
-        if sum(map(len, texts)) + self._characters() > self._max_characters:
+        kept = sum(len(text) for job in self._jobs.values() for text in job.texts)
+        if sum(map(len, texts)) + kept > self._max_characters:
             message = "the running batches hold too much text; try again when one is done"
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
         job = Job(
@@ -224,9 +225,6 @@ class Batches:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-    def _characters(self) -> int:
-        return sum(len(text) for job in self._jobs.values() for text in job.texts)
 
     async def _run(self, job: Job, embed: Embed, deadline: float) -> None:
         pieces = _Piece(0, job.texts).cut(self._piece)

@@ -56,11 +56,8 @@ def prompt_size(body: Mapping[str, Any]) -> int:
         content = message.get("content") if isinstance(message, dict) else None
         parts = content if isinstance(content, list) else [content]
         texts += [part.get("text") if isinstance(part, dict) else part for part in parts]
-    return sum(sum(map(len, words)) + len(words) for words in _words(texts))
-
-
-def _words(texts: list[Any]) -> list[list[str]]:
-    return [text.split() for text in texts if isinstance(text, str)]
+    words = [text.split() for text in texts if isinstance(text, str)]
+    return sum(sum(map(len, group)) + len(group) for group in words)
 
 
 def was_cut(size: int, read: int, context: int) -> bool:

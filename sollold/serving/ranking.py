@@ -23,8 +23,8 @@ class Rule:
     mark: Mark
 
 
-def _loaded(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
-    return 1.0 if candidate.endpoint.loaded else 0.0
+def _backlog(candidate: EndpointCandidate) -> float:
+    return candidate.load / max(1, candidate.endpoint.slots)
 
 
 def _expected(candidate: EndpointCandidate, pool: _Pool) -> float:
@@ -33,18 +33,13 @@ def _expected(candidate: EndpointCandidate, pool: _Pool) -> float:
     fastest = max(speeds, default=1.0)
     # An unknown speed counts as the mean, so that a new endpoint gets some requests, but not all.
     speed = candidate.speed or (sum(speeds) / len(speeds) if speeds else 1.0)
-    backlog = candidate.load / max(1, candidate.endpoint.slots)
-    return (backlog + 1.0) * fastest / speed
+    return (_backlog(candidate) + 1.0) * fastest / speed
 
 
 def _soonest(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
     if len(pool) == 1:
         return 1.0
     return min(_expected(c, pool) for c in pool) / _expected(candidate, pool)
-
-
-def _least_loaded(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
-    return 1.0 / (1.0 + candidate.load / max(1, candidate.endpoint.slots))
 
 
 def _quick(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
@@ -61,32 +56,16 @@ def _same_context(candidate: EndpointCandidate, query: EndpointQuery, pool: _Poo
     return 1.0 if candidate.endpoint.context == query.context else 0.0
 
 
-def _sticky(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
-    return 1.0 if candidate.sticky else 0.0
-
-
-def _gpu(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
-    return 1.0 if candidate.gpu else 0.0
-
-
-def _success(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
-    return candidate.success
-
-
-def _local(candidate: EndpointCandidate, query: EndpointQuery, pool: _Pool) -> float:
-    return 1.0 if candidate.local else 0.0
-
-
 RULES = (
-    Rule("loaded", "loaded", _loaded),
+    Rule("loaded", "loaded", lambda candidate, query, pool: float(candidate.endpoint.loaded)),
     Rule("soonest", "done soonest", _soonest),
-    Rule("least_loaded", "least loaded", _least_loaded),
+    Rule("least_loaded", "least loaded", lambda candidate, query, pool: 1.0 / (1.0 + _backlog(candidate))),
     Rule("quick", "answers quickly", _quick),
     Rule("same_context", "same context length", _same_context),
-    Rule("sticky", "has this conversation cached", _sticky),
-    Rule("gpu", "on a GPU", _gpu),
-    Rule("success", "no recent errors", _success),
-    Rule("local", "on this node", _local),
+    Rule("sticky", "has this conversation cached", lambda candidate, query, pool: float(candidate.sticky)),
+    Rule("gpu", "on a GPU", lambda candidate, query, pool: float(candidate.gpu)),
+    Rule("success", "no recent errors", lambda candidate, query, pool: candidate.success),
+    Rule("local", "on this node", lambda candidate, query, pool: float(candidate.local)),
 )
 
 

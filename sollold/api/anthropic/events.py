@@ -102,9 +102,12 @@ class MessageEvents(EventTranslator):
         self._parts.append(text)
         if kind == "thinking" and self._omits:
             return events
-        delta = {"type": f"{kind}_delta", kind: text}
-        events.append({"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta})
-        return events
+        return [*events, self._delta(f"{kind}_delta", **{kind: text})]
+
+    def _delta(self, kind: str, **content: str) -> Event:
+        """Return an event with more of the open block."""
+        delta = {"type": kind, **content}
+        return {"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta}
 
     def _tool(self, piece: ToolPiece, position: int) -> list[Event]:
         """Add a piece of a tool call."""
@@ -117,8 +120,7 @@ class MessageEvents(EventTranslator):
             self._call = index
         if arguments := piece.arguments:
             self._parts.append(arguments)
-            delta = {"type": "input_json_delta", "partial_json": arguments}
-            events.append({"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta})
+            events.append(self._delta("input_json_delta", partial_json=arguments))
         return events
 
     def _open(self, block: Event) -> list[Event]:
@@ -144,12 +146,10 @@ class MessageEvents(EventTranslator):
             block["signature"] = sealed(text)
         else:
             block[block["type"]] = text
-        index = len(self._blocks) - 1
-        events: list[Event] = []
-        if block["type"] == "thinking":
-            delta = {"type": "signature_delta", "signature": block["signature"]}
-            events.append({"type": "content_block_delta", "index": index, "delta": delta})
-        return [*events, {"type": "content_block_stop", "index": index}]
+        end = {"type": "content_block_stop", "index": len(self._blocks) - 1}
+        if block["type"] != "thinking":
+            return [end]
+        return [self._delta("signature_delta", signature=block["signature"]), end]
 
     def _reason(self) -> str:
         if self._stops.found is not None:

@@ -98,15 +98,10 @@ class AnthropicRoutes:
 
         ask = await off_loop(request, body, build)
         warnings = (*tool_warnings(parsed), *message_warnings(body))
-        return await Reply(request, self._context, ask, _CountEncoder(_count_body), warnings=warnings).run()
+        encoder = PassThroughEncoder(
+            lambda raw: msgspec.json.encode({"input_tokens": read_count(raw)}), Dialect.ANTHROPIC
+        )
+        return await Reply(request, self._context, ask, encoder, warnings=warnings).run()
 
 
 _LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens")
-
-
-class _CountEncoder(PassThroughEncoder):
-    dialect = Dialect.ANTHROPIC
-
-
-def _count_body(raw: bytes) -> bytes:
-    return msgspec.json.encode({"input_tokens": read_count(raw)})

@@ -163,7 +163,8 @@ def _headers(texts: dict[str, str]) -> dict[str, Any]:
 def _responses(row: Route) -> dict[str, Any]:
     id_ = {"X-Request-Id": "The request's id"}
     headers = _headers({**id_, **RESPONSE_HEADERS} if row.inference else id_)
-    success = {kind: _success(kind) for kind in row.produces} if row.method != "HEAD" else {}
+    schemas = {kind: {"schema": {} if kind == "application/json" else _STRING} for kind in row.produces}
+    success = schemas if row.method != "HEAD" else {}
     responses: dict[str, Any] = {
         "200": {"description": "Done", "headers": headers, **({"content": success} if success else {})}
     }
@@ -186,7 +187,3 @@ def _responses(row: Route) -> dict[str, Any]:
             "headers": _headers(id_ | _STATUS_HEADERS.get(status, {})),
         }
     return responses
-
-
-def _success(kind: str) -> dict[str, Any]:
-    return {"schema": {}} if kind == "application/json" else {"schema": {"type": "string"}}

@@ -43,9 +43,10 @@ class SseEncoder:
 class PassThroughEncoder(SseEncoder):
     """`Encoder` of llama-server's own routes: passes events on undecoded, without ``[DONE]``."""
 
-    def __init__(self, change: Callable[[bytes], bytes] | None) -> None:
-        """``change`` is applied to a non-streamed answer."""
+    def __init__(self, change: Callable[[bytes], bytes] | None, dialect: Dialect = Dialect.OPENAI) -> None:
+        """``change`` is applied to a non-streamed answer; ``dialect``: of errors."""
         self._change = change
+        self.dialect = dialect
 
     def event(self, raw: bytes) -> bytes:
         """The event, unchanged."""

@@ -20,6 +20,7 @@ from sollold.models.templates.jinja import RAW
 from sollold.units import file_time_text, timestamp_text
 
 _NO_TEMPLATE = "no chat template: the model receives the plain text of the prompt, without roles or turns"
+_NO_MODEL = Model("", "", "", (), 0, 0.0)
 _FOREVER = 100 * 365 * 86400.0
 """Lifetime reported for a model that is never unloaded, in seconds."""
 
@@ -89,7 +90,7 @@ def ps(running: Iterable[Running], models: Iterable[Listed], now: float) -> dict
                 "model": endpoint.model,
                 "size": endpoint.bytes,
                 "digest": (model.manifest if model is not None else "") or endpoint.digest,
-                "details": details(model) if model is not None else _no_details(),
+                "details": details(model or _NO_MODEL),
                 "expires_at": timestamp_text(now + remaining),
                 "size_vram": vram,
                 "context_length": endpoint.context,
@@ -104,10 +105,6 @@ def ps(running: Iterable[Running], models: Iterable[Listed], now: float) -> dict
         if instance.node not in entry["nodes"]:
             entry["nodes"].append(instance.node)
     return {"models": list(entries.values())}
-
-
-def _no_details() -> dict[str, Any]:
-    return details(Model("", "", "", (), 0, 0.0))
 
 
 def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbose: bool) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def _options(parsed: Shared) -> dict[str, Any] | None:
 
 def _message(raw: dict[str, Any]) -> dict[str, Any]:
     message = {key: value for key, value in raw.items() if value is not None}
-    message["role"] = {"function": "tool", "": "user"}.get(role := _role(message), role)
+    role = str(message.get("role") or "").strip().lower()
+    message["role"] = {"function": "tool", "": "user"}.get(role, role)
     message.setdefault("content", "")
     if message["role"] == "tool" and "name" in message:
         message.setdefault("tool_name", message["name"])
@@ -73,10 +74,6 @@ def _message(raw: dict[str, Any]) -> dict[str, Any]:
     if "tool_calls" in message:
         message["tool_calls"] = [_call(call, index) for index, call in enumerate(message["tool_calls"])]
     return message
-
-
-def _role(message: dict[str, Any]) -> str:
-    return str(message.get("role") or "").strip().lower()
 
 
 def _call(call: Any, index: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,22 @@ def _random_id(prefix: str) -> str:
 
 _CALL_IDS = {"function": "fc", "custom": "ctc", SEARCH: "tsc"}
 """Kind of tool → prefix of its calls' ids."""
+
+
+class _Form(NamedTuple):
+    """The names of a text's events, the type of its part, and the field of its item with the part."""
+
+    part_events: str
+    text_events: str
+    type: str
+    field: str
+
+
+_FORMS = {
+    "message": _Form("content_part", "output_text", "output_text", "content"),
+    "reasoning": _Form("content_part", "reasoning_text", "reasoning_text", "content"),
+    "summary": _Form("reasoning_summary_part", "reasoning_summary_text", "summary_text", "summary"),
+}
 
 
 class ResponseEvents(EventTranslator):
@@ -90,18 +106,16 @@ class ResponseEvents(EventTranslator):
         if not self._output or self._output[-1]["type"] != kind:
             events += self._open(kind)
         self._parts.append(text)
-        if kind == "message":
-            tokens = self._probabilities()
-            self._tokens += tokens
-            delta = self._event(
-                "response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=tokens
-            )
-        elif self._summary:
-            kind = "response.reasoning_summary_text.delta"
-            delta = self._event(kind, **self._place(), summary_index=0, delta=text)
-        else:
-            delta = self._event("response.reasoning_text.delta", **self._place(), content_index=0, delta=text)
-        return [*events, delta]
+        tokens = self._probabilities() if kind == "message" else []
+        self._tokens += tokens
+        form, further = self._form(kind), {"logprobs": tokens} if kind == "message" else {}
+        return [*events, self._part_event(form, f"{form.text_events}.delta", delta=text, **further)]
+
+    def _form(self, kind: str) -> _Form:
+        return _FORMS["summary" if kind == "reasoning" and self._summary else kind]
+
+    def _part_event(self, form: _Form, name: str, **fields: Any) -> Event:
+        return self._event(f"response.{name}", **self._place(), **{f"{form.field}_index": 0}, **fields)
 
     def _probabilities(self) -> list[Event]:
         """Log-probabilities of the current event's tokens, if the caller asked for them."""
@@ -118,14 +132,8 @@ class ResponseEvents(EventTranslator):
         self._output.append(item)
         index = len(self._output) - 1
         events.append(self._event("response.output_item.added", output_index=index, item=dict(item)))
-        if kind == "reasoning" and self._summary:
-            kind, part = "response.reasoning_summary_part.added", _summary_part("")
-            events.append(self._event(kind, **self._place(), summary_index=0, part=part))
-        else:
-            part = _text_part("", []) if kind == "message" else _thinking_part("")
-            kind = "response.content_part.added"
-            events.append(self._event(kind, **self._place(), content_index=0, part=part))
-        return events
+        form = self._form(kind)
+        return [*events, self._part_event(form, f"{form.part_events}.added", part=_part(form, "", []))]
 
     def _tool(self, piece: ToolPiece, position: int) -> list[Event]:
         """Add a piece of a tool call."""
@@ -167,19 +175,8 @@ class ResponseEvents(EventTranslator):
         self._parts = []
         item["status"] = "completed" if self._account.finish != "length" else "incomplete"
         events: list[Event] = []
-        if item["type"] == "message":
-            tokens, self._tokens = self._tokens, []
-            part = _text_part(text, tokens)
-            item["content"] = [part]
-            done = self._event(
-                "response.output_text.done", **self._place(), content_index=0, text=text, logprobs=tokens
-            )
-            events.append(done)
-            events.append(
-                self._event("response.content_part.done", **self._place(), content_index=0, part=part)
-            )
-        elif item["type"] == "reasoning":
-            events += self._close_reasoning(item, text)
+        if item["type"] in _FORMS:
+            events += self._close_text(item, text)
         elif item["type"] == f"{SEARCH}_call":
             item["arguments"] = _object_of(text)
         elif item["type"] == "custom_tool_call":
@@ -196,22 +193,18 @@ class ResponseEvents(EventTranslator):
         events.append(self._event("response.output_item.done", output_index=index, item=dict(item)))
         return events
 
-    def _close_reasoning(self, item: Event, text: str) -> list[Event]:
-        if self._seals:
+    def _close_text(self, item: Event, text: str) -> list[Event]:
+        form, further = self._form(item["type"]), {}
+        tokens, self._tokens = self._tokens, []
+        if item["type"] == "message":
+            further = {"logprobs": tokens}
+        elif self._seals:
             item["encrypted_content"] = sealed(text)
-        if not self._summary:
-            part = _thinking_part(text)
-            item["content"] = [part]
-            return [
-                self._event("response.reasoning_text.done", **self._place(), content_index=0, text=text),
-                self._event("response.content_part.done", **self._place(), content_index=0, part=part),
-            ]
-        part = _summary_part(text)
-        item["summary"] = [part]
-        kind = "response.reasoning_summary"
+        part = _part(form, text, tokens)
+        item[form.field] = [part]
         return [
-            self._event(f"{kind}_text.done", **self._place(), summary_index=0, text=text),
-            self._event(f"{kind}_part.done", **self._place(), summary_index=0, part=part),
+            self._part_event(form, f"{form.text_events}.done", text=text, **further),
+            self._part_event(form, f"{form.part_events}.done", part=part),
         ]
 
     def last_events(self) -> list[Event]:
@@ -292,13 +285,6 @@ def _object_of(arguments: str) -> Event:
     return value if isinstance(value, dict) else {}
 
 
-def _summary_part(text: str) -> Event:
-    return {"type": "summary_text", "text": text}
-
-
-def _thinking_part(text: str) -> Event:
-    return {"type": "reasoning_text", "text": text}
-
-
-def _text_part(text: str, tokens: list[Event]) -> Event:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}
+def _part(form: _Form, text: str, tokens: list[Event]) -> Event:
+    further = {"annotations": [], "logprobs": tokens} if form is _FORMS["message"] else {}
+    return {"type": form.type, "text": text, **further}
