@@ -11,10 +11,11 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.api.engine.prepare import prepare_chat, prepare_format
+from sollold.api.engine.protect import protected
 from sollold.api.grammar.schema import convert_schema
 from sollold.api.grammar.schema_width import SchemaWidth, TooWide, check_schema
 from sollold.errors import Refusal
-from sollold.serving.request import Engine
+from sollold.serving.request import Call, Engine
 from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
 from tests.api.conftest import Serve
 from tests.api.dialects import body_of, tools_of
@@ -172,6 +173,26 @@ def test_a_tool_over_the_limit_does_not_use_up_the_total() -> None:
         width.add({"enum": [*range(200)]})
     with pytest.raises(TooWide):
         width.add({"enum": [*range(200)]})
+
+
+def test_the_schemas_of_tools_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[object] = []
+    add = SchemaWidth.add
+
+    def counted(self: SchemaWidth, value: object) -> None:
+        measured.append(value)
+        add(self, value)
+
+    monkeypatch.setattr(SchemaWidth, "add", counted)
+    tools = [{"type": "function", "function": {"name": f"t{n}", "parameters": STRING}} for n in range(3)]
+    body = {"messages": [{"role": "user", "content": "go"}], "tools": tools}
+    prepare_chat(body)
+    calls = protected({Engine.LLAMA: Call("/v1/chat/completions", body)})
+    assert len(measured) == 3
+    # They are measured again if they were changed since.
+    body["tools"] = [*calls[Engine.LLAMA].body["tools"], object_schema(a={"enum": [*range(3000)]})]
+    with pytest.raises(Refusal, match="an engine would hang on the schema in tools"):
+        protected({Engine.LLAMA: Call("/v1/chat/completions", body)})
 
 
 def test_warnings_are_limited() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,13 +9,13 @@ import msgspec
 
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continue_last_message
 from sollold.api.engine.conversation import merge_answers, results_in_order
-from sollold.api.engine.protect import check_size
+from sollold.api.engine.protect import MeasuredTools, check_size, check_width
 from sollold.api.engine.tool_arguments import as_one_object
 from sollold.api.engine.tools import normalize_history, normalize_tools, unconstrained_tool
 from sollold.api.grammar.keywords import Schema
 from sollold.api.grammar.problem import SchemaProblem
 from sollold.api.grammar.schema import ConvertedSchema, convert_schema
-from sollold.api.grammar.schema_width import SchemaWidth, TooWide, check_schema
+from sollold.api.grammar.schema_width import SchemaWidth, TooWide
 from sollold.api.grammar.unenforced import unenforced
 from sollold.api.grammar.values import Effort
 from sollold.errors import Fault, Refusal
@@ -65,7 +64,7 @@ def prepare_chat(body: dict[str, Any]) -> Prepared:
     """Adapt a normalized chat to llama-server, in place.
 
     Raises:
-        Refusal: BAD_REQUEST for a strict format that has no grammar.
+        Refusal: BAD_REQUEST for a strict format that has no grammar, or a tool on which an engine would hang.
     """
     body["messages"] = merge_answers(body["messages"])
     effort = body.get("reasoning_effort")
@@ -130,7 +129,7 @@ def _convert_tools(body: dict[str, Any]) -> list[str]:
     warnings: list[str] = []
     effort = Effort()
     width = SchemaWidth()
-    body["tools"] = [_convert_tool(tool, warnings, effort, width) for tool in body["tools"]]
+    body["tools"] = MeasuredTools(_convert_tool(tool, warnings, effort, width) for tool in body["tools"])
     if (further := len(warnings) - _MAX_TOOLS) > 0:
         warnings[_MAX_TOOLS:] = [f"the schemas of {further} more tools are not fully enforced"]
     return warnings
@@ -165,16 +164,16 @@ def _convert_tool(
 
 
 def _exceeds(width: SchemaWidth, tool: dict[str, Any]) -> bool:
-    """Add ``tool`` to ``width``. Return whether it is too much only because of the tools before it.
+    """Add ``tool`` to ``width``. Return whether it is too much because of the tools before it.
 
-    A tool that is too wide by itself is refused by `protected`.
+    Raises:
+        Refusal: BAD_REQUEST if it is too wide by itself.
     """
     try:
         width.add(tool)
     except TooWide:
-        with contextlib.suppress(TooWide):
-            check_schema(tool)
-            return True
+        check_width(tool, "tools")
+        return True
     return False
 
 

@@ -130,7 +130,9 @@ def _check_field(name: str, value: object) -> None:
     if name == "grammar":
         _check_grammar(value)
     elif name in _NESTED:
-        _check_schemas(value, name)
+        check_size(value, name)
+        if not isinstance(value, MeasuredTools):
+            check_width(value, name)
     elif name in _NUMBERS:
         if _exceeds(value, _MAX_PROBABILITIES):
             raise _refusal(f"{name} must be at most {_MAX_PROBABILITIES}")
@@ -274,8 +276,16 @@ def check_size(value: object, name: str) -> None:
     raise _refusal(f"{name} is nested more than {_MAX_SCHEMA_DEPTH} levels deep")
 
 
-def _check_schemas(value: object, name: str) -> None:
-    check_size(value, name)
+class MeasuredTools(list[dict[str, Any]]):
+    """Tools whose schemas were measured (`check_width`) together, so that it is not done again."""
+
+
+def check_width(value: object, name: str) -> None:
+    """Refuse schemas on which an engine would hang. ``value`` has passed `check_size`.
+
+    Raises:
+        Refusal: BAD_REQUEST, mentioning ``name``.
+    """
     try:
         check_schema(value)
     except TooWide as error:
