@@ -42,9 +42,9 @@ async def show() -> AsyncIterator[Show]:
     """Yield a function that serves a fictitious cluster and returns its services and URL."""
     async with AsyncExitStack() as stack:
 
-        async def serve(*records: Record, service: Any = None) -> tuple[AppServices, str]:
+        async def serve(*records: Record, service: Any = None, **settings: Any) -> tuple[AppServices, str]:
             given = await stack.enter_async_context(services(*records, service=service))
-            facts = HttpSettings(host="127.0.0.1", port=0)
+            facts = HttpSettings(host="127.0.0.1", port=0, **settings)
             listener = Listener(build_app(given, facts), facts, drain=0.2)
             await listener.start()
             stack.push_async_callback(listener.close)

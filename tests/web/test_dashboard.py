@@ -22,6 +22,7 @@ from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Dropped
 from sollold.models.gguf import demo_model
 from sollold.settings.schema import GIB
+from tests.api.api_parts import REMOTE, TRUSTED_PROXIES
 from tests.daemons import Cluster
 from tests.doubles import until
 from tests.web.browser import Browser, Page
@@ -747,6 +748,40 @@ async def test_keys_are_created_shown_once_and_revoked(page: Page, show: Show) -
     await page.click("tbody button.danger")
     await page.until("document.querySelector('tbody tr').innerText.includes('revoked')")
     assert given.keys.find(secret) is None and not await page.run("document.querySelector('tbody button')")
+
+
+async def test_without_a_key_nothing_is_claimed(page: Page, show: Show) -> None:
+    given, url = await show(trusted_proxies=TRUSTED_PROXIES)
+    assert given.keys is not None
+    _, secret = await given.keys.create("laptop", Scope.INFER)
+    await page.call("Network.enable")
+    await page.call("Network.setExtraHTTPHeaders", headers=REMOTE)
+    for view in VIEWS:
+        await page.open(f"{url}/#/{view}")
+        await page.until("document.querySelector('#trouble').innerText.includes('an API key is needed')")
+        assert await page.run("document.querySelector('main').hidden"), view
+    assert await page.run("document.querySelector('#headline').innerText") == "not logged in"
+
+    async def log_in(key: str) -> None:
+        await page.click("#login")
+        await page.write("#key-field", key)
+        await page.press("Enter")
+
+    await log_in("sollold_0")
+    await page.until("document.querySelector('#trouble').innerText.includes('not known to this cluster')")
+    # Such a key could not even be sent.
+    await log_in("gehört mir")
+    assert not await page.run("document.querySelector('dialog[open] input').checkValidity()")
+    await page.run("[...document.querySelectorAll('dialog button')][1].click()")
+    await page.until("!document.querySelector('dialog')")
+    await log_in(f" {secret} ")
+    await page.until(READY)
+    assert not await page.run("document.querySelector('main').hidden")
+    await given.keys.revoke("laptop")
+    await page.until("document.querySelector('#trouble').innerText.includes('revoked')")
+    assert await page.run("document.querySelector('main').hidden")
+    # The event stream was cut off.
+    await drop_network_errors(page)
 
 
 async def test_keyboard_and_screen_reader(page: Page, show: Show) -> None:

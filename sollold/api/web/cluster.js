@@ -22,10 +22,10 @@ export function clusterView(place) {
   const machines = el("ul", { class: "machines", "aria-label": "Machines" });
   const picture = el("div", { class: "picture" }, links, machines);
   const running = el("ul", { class: "running plain" });
-  const none = el("p", { class: "empty" }, el("span"), " ", el("a", { href: "#/models", text: "Models" }));
+  const none = el("p", { class: "empty", hidden: true }, el("span"), " ", el("a", { href: "#/models", text: "Models" }));
   const alone = el("p", { class: "dim small", hidden: true, text: "Only this machine so far. Start sollold on another machine on this network, and it will appear here." });
   const events = el("ol", { class: "events plain" });
-  const quiet = el("p", { class: "empty", text: "Nothing has happened since this node started." });
+  const quiet = el("p", { class: "empty", hidden: true, text: "Nothing has happened since this node started." });
   const runningTitle = el("h2", { text: "Running models" });
   const eventsTitle = el("h2", { text: "Events" });
   place.append(

@@ -48,8 +48,11 @@ function show() {
 onTrouble(() => {
   const trouble = byId("trouble");
   trouble.hidden = !state.trouble;
+  // Without a key, nothing is known: the views would say that nothing is there.
+  byId("content").hidden = state.refused;
+  if (state.refused) setText(byId("headline"), "not logged in");
   // If this node has failed, the user can continue at another one.
-  const others = state.trouble ? (state.cluster?.nodes || []).filter((one) => !one.me) : [];
+  const others = state.trouble && !state.refused ? (state.cluster?.nodes || []).filter((one) => !one.me) : [];
   const words = [state.trouble, others.length ? " Other nodes: " : ""].filter(Boolean);
   const parts = [...words.map((text) => ({ text })), ...others.slice(0, 8)];
   keyed(trouble, parts, (one) => one.text || one.node, (one) => (one.text ? el("span", { text: one.text }) : el("span", {}, el("a", { href: one.url, text: one.name }), " ")));

@@ -17,7 +17,7 @@ export function needsLogin(callback) { tell = callback; }
 /** Ask for a key in a dialog; resolves to whether the key was changed. It is kept until the tab is closed. */
 export function logIn() {
   return new Promise((done) => {
-    const field = el("input", { type: "password", id: "key-field", autocomplete: "current-password" });
+    const field = el("input", { type: "password", id: "key-field", autocomplete: "current-password", pattern: "\\s*[!-~]+\\s*", title: "Letters, digits and signs of ASCII" });
     const dialog = el("dialog", { "aria-labelledby": "key-title" },
       el("form", { method: "dialog" },
         el("h2", { id: "key-title", text: "Log in" }),
@@ -25,8 +25,8 @@ export function logIn() {
         el("label", { for: "key-field", text: "Key" }), field,
         el("div", { class: "buttons" },
           el("button", { value: "yes", class: "primary", text: "Use this key" }),
-          el("button", { value: "no", text: "Cancel" }),
-          el("button", { value: "out", text: "Log out" }))));
+          el("button", { value: "no", text: "Cancel", formnovalidate: true }),
+          el("button", { value: "out", text: "Log out", formnovalidate: true }))));
     dialog.addEventListener("close", () => {
       if (dialog.returnValue === "yes") tabStorage.setItem(STORED, field.value.trim());
       if (dialog.returnValue === "out") tabStorage.removeItem(STORED);

@@ -11,7 +11,7 @@ import { requestTable } from "./requests.js";
 export function modelView(place, name) {
   const facts = el("dl", { class: "facts" });
   const running = el("div", { class: "running" });
-  const none = el("p", { class: "empty", text: "It is not loaded." });
+  const none = el("p", { class: "empty", hidden: true, text: "It is not loaded." });
   const whyTitle = el("h2", { text: "Where it would be placed, and why" });
   const why = el("div", { text: "planning …", class: "dim" });
   const logs = el("div", {}, el("button", { type: "button", text: "Show", on: { click: () => showLogs(logs, name) } }));

@@ -9,7 +9,7 @@ const columns = ["when", "model", "route", "state", "node", "tokens", "first tok
 /** A table of requests; `show(active, recent)` fills it. */
 export function requestTable(label) {
   const body = el("tbody");
-  const none = el("p", { class: "empty", text: "None yet. Ask something in the chat, or point a client at this node." });
+  const none = el("p", { class: "empty", hidden: true, text: "None yet. Ask something in the chat, or point a client at this node." });
   const table = el("table", { class: "stacking" }, el("caption", { class: "visually-hidden", text: label }),
     el("thead", {}, el("tr", {}, ...columns.map((one, at) => el("th", { scope: "col", text: one, class: at > 4 ? "figure" : "" })))), body);
   const node = el("div", {}, scrolling(label, table), none);

@@ -4,7 +4,7 @@ import { getJson, request, serverEvents } from "./http.js";
 import { say } from "./dom.js";
 import { clock } from "./format.js";
 
-export const state = { cluster: null, events: [], findings: [], models: [], paths: new Set(), trouble: "", asOf: 0 };
+export const state = { cluster: null, events: [], findings: [], models: [], paths: new Set(), trouble: "", refused: false, asOf: 0 };
 const listeners = new Set();
 const EVERY = 2000;
 const KEPT = 200;
@@ -39,7 +39,9 @@ export async function refresh() {
       state.asOf = Date.now() / 1000;
     }
     state.trouble = "";
+    state.refused = false;
   } catch (error) {
+    state.refused = error.status === 401;
     state.trouble = error.status
       ? `The node refused: ${error.message}`
       : `The node does not answer. ${state.asOf ? `This page shows its state at ${clock(state.asOf)}. ` : ""}Trying again.`;
