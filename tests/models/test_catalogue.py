@@ -20,7 +20,7 @@ from sollold.models.names import parse
 from sollold.models.stores import folders, header_facts, scan_result
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.header_facts import HeaderFacts
-from sollold.models.stores.name_owners import name_with_digest
+from sollold.models.stores.name_owners import NameOwners, name_with_digest
 from sollold.models.stores.scan_result import Scan
 from sollold.models.stores.threads import in_own_thread
 from sollold.settings.schema import ModelSettings
@@ -527,6 +527,43 @@ async def test_models_of_a_hanging_share_are_unusable_until_it_answers(
         hang_share(False)
         await until(lambda: not named(catalogue)["far:latest"].unusable)
         assert (await catalogue.shape("far:latest")).n_embd == 32
+
+
+async def test_usable_content_has_the_name_of_a_model_on_a_hanging_share(
+    make: Make, tmp_path: Path, hang_share: Callable[[bool], None]
+) -> None:
+    """As when the model is pulled again; the share's gets the name back."""
+    write_gguf(tmp_path / "folder" / "far.gguf", seed=1)
+    catalogue = make()
+    await catalogue.start()
+    first = named(catalogue)["far:latest"].digest
+    hang_share(True)
+    async with asyncio.timeout(10):
+        await asyncio.gather(catalogue.shape("far:latest"), return_exceptions=True)
+        OllamaStore(tmp_path / "store").model("far:latest", tmp_path, seed=2)
+        await catalogue.refresh()
+        await until(lambda: not named(catalogue)["far:latest"].unusable)
+        second = named(catalogue)["far:latest"].digest
+        assert second != first
+        await catalogue.close()
+        restarted = make()
+        await restarted.start()
+        await until(lambda: "far:latest" in named(restarted))
+        assert named(restarted)["far:latest"].digest == second
+        hang_share(False)
+        await until(lambda: named(restarted)["far:latest"].digest == first)
+        assert sorted(named(restarted)) == ["far:latest", f"far:latest-{second[:8]}"]
+
+
+async def test_a_usable_copy_is_listed_rather_than_one_that_can_not_be_read(tmp_path: Path) -> None:
+    owners = NameOwners(tmp_path / "owners.json")
+    hung, own = (
+        Model("x:latest", "1", "folder", (f"/{place}/x.gguf",), 1, 0.0, unusable=reason)
+        for place, reason in (("share", "it does not answer"), ("own", ""))
+    )
+    for copies in ((hung, own), (own, hung)):
+        ((listed,), _, _) = owners.assign(copies, 1.0, settled=True, reading=False)
+        assert listed.files == own.files
 
 
 async def test_hanging_reads_of_a_file_make_its_folder_unusable_until_they_end(

@@ -91,7 +91,7 @@ class Catalogue:
         self._models: tuple[Model, ...] = ()
         self._digest = ""
         self._subscribers = Subscribers("the models of this node")
-        self._headers = HeaderReader(self._publish)
+        self._headers = HeaderReader(self._merge)
         self._task: asyncio.Task[None] | None = None
         self._scan_lock = asyncio.Lock()
         self._last_error = ""
@@ -293,8 +293,7 @@ class Catalogue:
     def _publish(self) -> None:
         names = {model.name.lower() for model in self._local}
         offered = [model for model in self._offered if model.name.lower() not in names]
-        silent = self._headers.silent
-        local = [_mark_unreadable(self._as_probed(model), silent) for model in self._local]
+        local = [self._as_probed(model) for model in self._local]
         models = tuple(sorted([*local, *offered], key=lambda model: model.name.lower()))
         if models == self._models and self._digest:
             return
@@ -371,9 +370,14 @@ class Catalogue:
     def _merge(self) -> None:
         """Merge the models of all stores into one list."""
         stores = self._stores.values()
-        settled = all(store.seen is not None for store in stores)
-        found = (model for store in stores for model in store.models)
-        models, conflicts, changed = self._owners.assign(found, time.time(), settled=settled)
+        silent = self._headers.silent
+        found = (_mark_unreadable(model, silent) for store in stores for model in store.models)
+        models, conflicts, changed = self._owners.assign(
+            found,
+            time.time(),
+            settled=all(store.seen is not None for store in stores),
+            reading=any(store.unread for store in stores),
+        )
         problems = [problem for store in stores for problem in store.problems]
         self._problems = tuple(Problem(shown(p.what), shown(p.fix)) for p in (*problems, *conflicts))
         self._local = tuple(sorted(models, key=lambda model: model.name.lower()))

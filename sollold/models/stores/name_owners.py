@@ -44,12 +44,13 @@ class NameOwners:
             log.info("can't save the owners of the models' names in %s: %s", self._path, error)
 
     def assign(
-        self, models: Iterable[Model], now: float, *, settled: bool
+        self, models: Iterable[Model], now: float, *, settled: bool, reading: bool
     ) -> tuple[tuple[Model, ...], tuple[Problem, ...], bool]:
         """Give each model a unique name.
 
         ``models``: in order of precedence for names without an owner. ``settled``: all stores have been
-        scanned; before that, a name is reserved for its owner even if that is missing.
+        scanned; before that, the owner of a name is kept even if it is missing, and while stores are being
+        scanned for the first time (``reading``) no other content has the name.
 
         Returns:
             the models under unique names, the problems to report, and whether `write` is due.
@@ -61,12 +62,13 @@ class NameOwners:
         taken: dict[str, Model] = {}
         unnamed: list[Model] = []
         for key, contents in named.items():
-            owner = self._owner(key, contents, now, settled=settled)
+            owner = self._owner(key, contents, now, settled=settled, reading=reading)
+            digest, since = self._owners.get(key, ("", 0.0))
             for model in contents:
-                if model.digest == owner:
-                    taken.setdefault(key, replace(model, since=self._owners.get(key, ("", 0.0))[1]))
-                else:
+                if model.digest != owner:
                     unnamed.append(model)
+                elif key not in taken or (taken[key].unusable and not model.unusable):
+                    taken[key] = replace(model, since=since if digest == owner else 0.0)
         if settled:
             self._owners = {key: value for key, value in self._owners.items() if key in named}
         problems = []
@@ -81,12 +83,17 @@ class NameOwners:
                 problems.append(Problem(f"{conflict} and is listed as {name}.", "rename one of the files"))
         return tuple(taken.values()), tuple(problems), self._owners != previous
 
-    def _owner(self, key: str, contents: list[Model], now: float, *, settled: bool) -> str:
-        """Return the digest of the content that owns the name."""
+    def _owner(self, key: str, contents: list[Model], now: float, *, settled: bool, reading: bool) -> str:
+        """Return the digest of the content that has the name now.
+
+        While its owner can't be used, such as on a share that does not answer, usable content has it.
+        """
         digest, _ = self._owners.get(key, ("", 0.0))
         usable = [model for model in contents if not model.unusable]
-        if digest and (not settled or any(model.digest == digest for model in contents)):
-            return digest
+        owned = [model for model in contents if model.digest == digest]
+        if digest and (owned or not settled):
+            lost = not reading and all(model.unusable for model in owned)
+            return usable[0].digest if lost and usable else digest
         # The owner may be a file that can't be read now, and so has another digest.
         if digest and not usable:
             return contents[0].digest
