@@ -20,7 +20,7 @@ FIELDS = ("deployment", "request", "peer", "model")
 """Keys allowed in ``extra=``; ``SOLLOLD_DEPLOYMENT=`` and so on in the journal."""
 REQUEST_FIELDS = (
     *("client", "key", "route", "status", "node", "prompt_tokens", "tokens", "first_token", "seconds"),
-    *("resumed", "outcome"),
+    *("resumed", "outcome", "error"),
 )
 """Further journal fields of a request's log line; its text contains them as well."""
 

@@ -89,6 +89,23 @@ async def test_which_requests_have_a_line(
         assert fields(logged[-2])["key"] == "local"
 
 
+async def test_a_refused_request_has_one_line_with_the_reason(
+    serve: Serve, http: ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    url = await serve(parts())
+    name = 'none" status=200'
+    async with http.post(f"{url}/api/chat", json={"model": name, "messages": []}) as answer:
+        assert answer.status == 404
+    async with http.get(f"{url}/api/cluster/history?seconds=x") as answer:
+        assert answer.status == 400
+    await until(lambda: len(lines(caplog)) == 2)
+    refused, invalid = lines(caplog)
+    assert fields(refused)["status"] == "404" and name in fields(refused)["error"]
+    assert fields(invalid)["error"] == "seconds must be an integer of at most 9 digits"
+    assert [entry for entry in caplog.records if entry.name != "sollold.access"] == []
+
+
 async def test_a_path_cannot_forge_a_line(
     serve: Serve, http: ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ from sollold.api.http.cors import Origins, allowed
 from sollold.api.http.errors import Dialect, error_object, refusal_bytes
 from sollold.api.http.hosts import Hosts, cross_site
 from sollold.api.http.key_watch import BEGUN, LAST_WORDS_SECONDS, revoked, while_valid
-from sollold.api.http.request_log import FINISHED, RequestLog, ResponseCounts
+from sollold.api.http.request_log import FINISHED, REFUSED, RequestLog, ResponseCounts
 from sollold.api.http.response import NDJSON, json_response, refusal_response
 from sollold.api.http.route import Handler, dialect_of
 from sollold.api.http.traced import traced
@@ -130,8 +130,7 @@ class Guard:
                 return _denied(dialect, denied, request[ID])
             return await self._handled(request, handler)
         except Refusal as refusal:
-            details = (request.method, request.path, refusal.message)
-            log.info("%s %s refused: %s", *details, extra={"request": request[ID]})
+            request[REFUSED] = refusal.message
             if refusal is revoked(request) and (response := request.get(BEGUN)) is not None:
                 return await _cut_short(request, response, dialect, refusal)
             return refusal_response(dialect, refusal, request[ID])
@@ -201,6 +200,8 @@ def _copy_account(source: web.Request, target: web.Request) -> None:
         target[CLIENT] = source[CLIENT]
     if FINISHED in source:
         target[FINISHED] = source[FINISHED]
+    if REFUSED in source:
+        target[REFUSED] = source[REFUSED]
 
 
 def _denied(dialect: Dialect, denied: Denied, request: str) -> web.Response:

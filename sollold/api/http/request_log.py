@@ -20,6 +20,8 @@ log = logging.getLogger("sollold.access")
 
 FINISHED = web.RequestKey("finished", FinishedRequest)
 """Request key of how a request to a model ended."""
+REFUSED = web.RequestKey("refused", str)
+"""Request key of the reason for which a request was refused."""
 
 
 _BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -88,6 +90,7 @@ class RequestLog:
             if record.first_token >= 0:
                 fields["first_token"] = f"{record.first_token:.3f}"
             fields |= {"resumed": record.resumed, "outcome": record.outcome}
+        fields["error"] = request.get(REFUSED) or (record.error if record is not None else "")
         fields["seconds"] = f"{time.monotonic() - started:.3f}"
         # Empty values are left out; names with spaces are quoted, so that the line can be split.
         words = [f"{name}={_quoted(value)}" for name, value in fields.items() if value != ""]
@@ -103,7 +106,7 @@ class RequestLog:
     def _is_logged(self, request: web.Request, status: int, record: FinishedRequest | None) -> bool:
         if self.mode == "off" or not log.isEnabledFor(logging.INFO):
             return False
-        if self.mode == "all" or record is not None or status in (401, 403):
+        if self.mode == "all" or record is not None or REFUSED in request or status in (401, 403):
             return True
         return request.method not in ("GET", "HEAD", "OPTIONS")
 
