@@ -11,6 +11,7 @@ import msgspec
 from sollold.cluster.gossip.term import Term, follows
 from sollold.errors import system_reason
 from sollold.settings.state_file import read_bounded, write_whole
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.agent")
 
@@ -40,7 +41,7 @@ class TermFile:
             self.on_disk = found
         except FileNotFoundError:
             pass
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *UNDECODABLE) as error:
             log.warning("the newest term can't be read from %s: %s", self._path, error)
         return self.on_disk
 

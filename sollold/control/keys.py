@@ -32,6 +32,7 @@ from sollold.retry import LogAndRetry
 from sollold.settings.state_file import keep_copy, read_bounded, write_whole
 from sollold.tasks import cancel_and_wait
 from sollold.turns import sleep_until_set
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.keys")
 
@@ -114,7 +115,7 @@ def _understood(found: _EncodedKeySet, decode: Callable[..., Any]) -> list[Key]:
     """
     keys = []
     for encoded in found.keys:
-        with contextlib.suppress(msgspec.MsgspecError):
+        with contextlib.suppress(*UNDECODABLE):
             keys.append(decode(encoded, type=Key))
     return keys
 
@@ -317,7 +318,7 @@ class Keys:
     def _decode(self, data: bytes) -> None:
         try:
             found = msgspec.json.decode(data, type=_EncodedKeySet)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             self._unreadable = str(error)
             return
         understood = _understood(found, msgspec.json.decode)

@@ -25,6 +25,7 @@ from sollold.engines.ollama.service import LocalOllama
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.models.transfer.ollama_pull import PEER_PREFIX, VERIFY_SECONDS
+from sollold.undecodable import UNDECODABLE
 
 _CONNECT = 5.0
 _SILENCE = 600.0
@@ -250,7 +251,7 @@ class OllamaRelay:
 
 def _created(body: bytes) -> str:
     """Return the name of the model to create; empty if there is none."""
-    with contextlib.suppress(msgspec.MsgspecError):
+    with contextlib.suppress(*UNDECODABLE):
         named = msgspec.json.decode(body, type=_Created)
         return named.model or named.name
     return ""

@@ -18,6 +18,7 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.facts import dataclass
+from sollold.undecodable import UNDECODABLE
 
 _CALL_SECONDS = 10.0
 _MAX_CHAIN = 1000
@@ -153,7 +154,7 @@ class ResponseService:
             request = ResponseRequest(id_, client, delete)
             reply = await self._calls.call(holder, "response", request, ResponseReply, timeout=_CALL_SECONDS)
             return msgspec.json.decode(reply.stored, type=StoredResponse) if reply.stored else None
-        except (PeerError, msgspec.MsgspecError):
+        except (PeerError, *UNDECODABLE):
             return None
 
     async def conversation(self, id_: str, client: str) -> list[Item] | None:

@@ -73,7 +73,7 @@ def _locked(folders: Places) -> Iterator[None]:
         except OSError:
             raise StartError(
                 f"another sollold uses the state folder {folders.state} (see `systemctl status sollold`). "
-                "For a second one, choose another folder: --set node.state_dir=…"
+                "For a second one, choose other folders: --set node.state_dir=… --set node.cache_dir=…"
             ) from None
         yield
     finally:

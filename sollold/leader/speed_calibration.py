@@ -30,6 +30,7 @@ from sollold.retry import LogAndRetry
 from sollold.settings.state_file import write_whole
 from sollold.tasks import cancel_and_wait
 from sollold.turns import next_turn
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.leader")
 
@@ -211,7 +212,7 @@ def _read(path: Path, kind: type[Fact]) -> tuple[Fact, ...]:
         return tuple(msgspec.json.decode(path.read_bytes(), type=list[kind]))  # type: ignore[valid-type]
     except FileNotFoundError:
         return ()
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, *UNDECODABLE) as error:
         log.warning("the measured speeds in %s can't be read; starting over: %s", path, error)
         return ()
 

@@ -24,6 +24,7 @@ from sollold.facts import dataclass
 from sollold.machine.memory import memory
 from sollold.settings.schema import MIB
 from sollold.settings.state_file import write_whole
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.machine")
 
@@ -64,7 +65,7 @@ def speed(path: Path) -> Speed:
         stored = msgspec.json.decode(path.read_bytes(), type=Speed)
         if (stored.processor, stored.cores) == (processor, cores()):
             return stored
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNDECODABLE):
         pass
     fresh = Speed(processor, cores(), bandwidth(cores(), memory().free), compute())
     if not fresh.bandwidth:

@@ -12,6 +12,7 @@ import msgspec
 
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import longest_input
+from sollold.undecodable import UNDECODABLE
 
 _CALLERS_FAULT = re.compile(
     # nlohmann::json: bad JSON, a wrong type, a missing key. 316 comes from writing the model's own text.
@@ -79,7 +80,7 @@ def stream_status(event: bytes) -> int:
     """The HTTP status for an error in a stream: the one that it contains, or 500."""
     try:
         error = msgspec.json.decode(event, type=_ErrorBody).error
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return 500
     code = error.code if isinstance(error, _ErrorDetail) else None
     return code if isinstance(code, int) and 400 <= code <= 599 else 500
@@ -89,7 +90,7 @@ def message_in(body: bytes) -> str:
     """The message of an engine's error, in OpenAI's or Ollama's format; empty if it can't be parsed."""
     try:
         error = msgspec.json.decode(body, type=_ErrorBody).error
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return ""
     message = error if isinstance(error, str) else error.message
     # Ollama passes on its engine's errors verbatim: JSON within a JSON string.

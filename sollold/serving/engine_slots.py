@@ -8,6 +8,7 @@ import msgspec
 
 from sollold.engines.address import EngineAddress
 from sollold.serving.engine_client import EngineClient
+from sollold.undecodable import UNDECODABLE
 
 _TIMEOUT_SECONDS = 5.0
 
@@ -21,7 +22,7 @@ async def work_of_slots(client: EngineClient, engine: EngineAddress) -> int | No
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             status, body = await client.get(engine.url, "/slots", engine.headers)
         slots = msgspec.json.decode(body, type=list[_Slot]) if status == 200 else None
-    except (OSError, TimeoutError, msgspec.MsgspecError):
+    except (OSError, TimeoutError, *UNDECODABLE):
         return None
     return None if slots is None else sum(slot.work for slot in slots)
 

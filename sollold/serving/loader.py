@@ -24,6 +24,7 @@ from sollold.leader.snapshot import is_loading, loaded_of
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.request import Engine, Waiting
 from sollold.tasks import cancel_and_wait
+from sollold.undecodable import UNDECODABLE
 from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
@@ -288,7 +289,7 @@ class Loader:
             OSError,
             TimeoutError,
             ValueError,
-            msgspec.MsgspecError,
+            *UNDECODABLE,
         ) as error:
             head = name_of(self._view, node)
             log.debug("lost contact with the head %s: %s", head, error, extra={"deployment": deployment})

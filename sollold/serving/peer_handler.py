@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Set
 from io import BytesIO
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from sollold.serving.body_writer import BodyWriter, StreamedResponse
@@ -32,6 +31,7 @@ from sollold.serving.protocol import (
     packed,
     read_request,
 )
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.serving")
 
@@ -187,5 +187,5 @@ async def _read_request(request: web.Request) -> EngineRequest:
         raise web.HTTPRequestTimeout from None
     try:
         return await read_request(raw.getvalue())
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise web.HTTPBadRequest(text=f"not a valid request for an endpoint: {error}") from None

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sollold.serving.request import Engine, Routing
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.serving")
 
@@ -43,7 +44,7 @@ def tokens_read(event: bytes) -> int:
         return 0
     try:
         counts = _counts.decode(event)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return 0
     return counts.prompt_eval_count or (counts.usage.prompt_tokens if counts.usage is not None else 0)
 

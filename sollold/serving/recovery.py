@@ -14,6 +14,7 @@ from sollold.serving.protocol import StreamError
 from sollold.serving.request import Ask, Call, Delivered, Engine
 from sollold.serving.resume.base import Continuation, NotResumable
 from sollold.serving.stream import whole
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.serving")
 
@@ -120,7 +121,7 @@ class _TokenCounter:
                 answer = msgspec.json.decode(await self._answer(call), type=_Prompt)
                 prompts.append(await self._count_text(answer.prompt, True))
             return max(0, prompts[1] - prompts[0])
-        except (StreamError, TimeoutError, msgspec.MsgspecError) as error:
+        except (StreamError, TimeoutError, *UNDECODABLE) as error:
             log.info("the engine did not count tokens: %s", error)
         except Refusal as refusal:
             # Not fatal: an engine that hangs will be noticed when it continues the answer.

@@ -28,12 +28,13 @@ from sollold.serving.protocol import (
     StreamError,
     request_parts,
 )
+from sollold.undecodable import UNDECODABLE
 
 _CONNECT_SECONDS = 3.0
 """Timeout for connecting to the endpoint's node, in seconds."""
 _SILENCE_SECONDS = 7.0
 """Seconds without data after which the endpoint's node counts as dead; it sends a frame every 2 s."""
-_CONNECTION_ERRORS = (OSError, TimeoutError, PeerError, msgspec.MsgspecError)
+_CONNECTION_ERRORS = (OSError, TimeoutError, PeerError, *UNDECODABLE)
 _HEADERS = {"Content-Type": "application/msgpack"}
 
 
@@ -115,7 +116,7 @@ class RemoteStream:
             return False
         if not self._end:
             raise self._closed()
-        with contextlib.suppress(ResponseLost, msgspec.MsgspecError):
+        with contextlib.suppress(ResponseLost, *UNDECODABLE):
             if self._end == BROKEN:
                 raise msgspec.msgpack.decode(self._last, type=StreamError)
             # Read to the very end, so that the connection can be reused.

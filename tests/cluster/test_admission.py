@@ -27,6 +27,7 @@ from sollold.cluster.admission.exchange import (
     Request,
     applicant,
     ask,
+    decoded,
     greet,
     request_content,
 )
@@ -109,6 +110,13 @@ def test_a_founding_time_in_the_future_opens_no_door() -> None:
     assert replace(Keyring.found("a"), founded=time.time() + 600).age() == float("inf")
 
 
+def test_an_answer_that_is_no_text_is_an_error_of_the_node() -> None:
+    """It would end the search for a cluster, in which any machine of the LAN may answer."""
+    body = msgspec.msgpack.encode(("waiting", "ab")).replace(b"ab", b"\xff\xff")
+    with pytest.raises(PeerError, match="its answer is invalid"):
+        decoded(body, Answer)
+
+
 async def test_setting_the_clock_does_not_age_a_cluster(lan: Lan, monkeypatch: pytest.MonkeyPatch) -> None:
     """A computer without a battery-backed clock starts with an old time until NTP sets it."""
     first, real, ahead = await lan.start(0), time.time, 0.0
@@ -158,7 +166,10 @@ def test_a_keyring_of_root_with_wide_permissions_is_used_with_a_warning(
     assert "sudo chmod 600" in caplog.text
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"secret": "ab", "founder": "a", "founded": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b'{"secret": "ab", "founder": "a", "founded": 1}', b"\xff", b'{"secret": "\xff"}', bytes(64)],
+)
 def test_a_damaged_keyring_does_not_open_the_cluster(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
 ) -> None:

@@ -139,8 +139,13 @@ async def test_a_node_starts_with_damaged_files_in_its_state_folder(
 ) -> None:
     state = tmp_path / "state1"
     state.mkdir()
-    for name in ("peers.json", "membership.json", "node-key"):
-        (state / name).write_bytes(b"\x00\xffrubbish")
+    files = {
+        "peers.json": b'[{"node": "\xff", "addresses": []}]',
+        "membership.json": b'{"term": {"leader": "\xff"}}',
+        "node-key": b"\x00\xffrubbish",
+    }
+    for name, damage in files.items():
+        (state / name).write_bytes(damage)
     with caplog.at_level(logging.WARNING):
         node = await nodes.start(1)
     assert len(node.live()) == 1

@@ -123,12 +123,13 @@ async def test_keys_survive_a_restart(nodes: Nodes) -> None:
         await again.close()
 
 
-async def test_an_unreadable_file_does_not_open_the_api(nodes: Nodes) -> None:
-    (nodes.folder / f"{ID}.json").write_text('{"keys": [{"id"')
+@pytest.mark.parametrize("damage", [b'{"keys": [{"id"', b'{"keys": [{"id": "\xff"}]}', bytes(64), b""])
+async def test_an_unreadable_file_does_not_open_the_api(nodes: Nodes, damage: bytes) -> None:
+    (nodes.folder / f"{ID}.json").write_bytes(damage)
     a = await nodes.start(ID)
     assert a.keys.made and a.keys.all() == ()
     await a.keys.create("laptop", Scope.INFER)
-    assert a.file.with_name(f"{ID}.json.unread").read_text() == '{"keys": [{"id"'
+    assert a.file.with_name(f"{ID}.json.unread").read_bytes() == damage
 
 
 async def test_a_file_that_may_not_be_read_is_not_overwritten(

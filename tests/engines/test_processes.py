@@ -258,9 +258,9 @@ def test_the_journal_kills_only_leftover_children(folder: Path) -> None:
             process.wait(10)
 
 
-@pytest.mark.parametrize("text", ["", "[", "{}", '[{"pid": "x"}]', "\x00"])
-def test_a_damaged_journal_is_ignored(folder: Path, text: str) -> None:
-    (folder / "children.json").write_text(text)
+@pytest.mark.parametrize("data", [b"", b"[", b"{}", b'[{"pid": "x"}]', b"\x00", b'[{"name": "\xff"}]'])
+def test_a_damaged_journal_is_ignored(folder: Path, data: bytes) -> None:
+    (folder / "children.json").write_bytes(data)
     assert Journal(folder / "children.json").kill_leftovers() == []
 
 

@@ -66,16 +66,17 @@ async def test_draft_statistics_are_learned_and_saved(tmp_path: Path, by: str, d
     await restored.close()
 
 
-async def test_a_damaged_file_is_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"{", b'[{"node": "\xff"}]'])
+async def test_a_damaged_file_is_ignored(tmp_path: Path, damage: bytes) -> None:
     cluster = Cluster(SETTINGS)
     cluster.add("a", 450 * MIB)
     path = tmp_path / "speeds.json"
-    path.write_text("{")
+    path.write_bytes(damage)
     calibration = SpeedCalibration(cluster, cluster, path)
     await calibration.start()
     assert calibration.correction("llama")("a", "CPU") == 1.0
     await calibration.close()
-    assert path.read_text() == "{"
+    assert path.read_bytes() == damage
 
 
 def test_layers_split_between_devices_teach_no_speed() -> None:

@@ -36,6 +36,7 @@ from sollold.cluster.net.node_key import NodeKey, id_of_key
 from sollold.cluster.net.open_sockets import literal
 from sollold.cluster.net.push_pull_stream import FrameClient
 from sollold.cluster.net.rpc import PeerError
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.cluster")
 
@@ -178,7 +179,7 @@ class Welcome(asyncio.Protocol):
             self._bytes.feed(data)
             while not self._transport.is_closing() and (body := self._bytes.take_message()) is not None:
                 self._hear(body, self._transport)
-        except (FrameError, msgspec.MsgspecError, UnicodeError):
+        except (FrameError, *UNDECODABLE):
             self._transport.abort()
 
     def _hear(self, body: bytes, transport: asyncio.Transport) -> None:
@@ -265,5 +266,5 @@ def decoded(body: bytes, kind: type[T]) -> T:
     """
     try:
         return msgspec.msgpack.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise PeerError("", f"its answer is invalid: {error}", transport=True) from error

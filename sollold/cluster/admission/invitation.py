@@ -41,6 +41,7 @@ from sollold.cluster.net.node_key import NodeKey, id_of_key
 from sollold.cluster.net.open_sockets import literal
 from sollold.cluster.net.rpc import PeerError
 from sollold.facts import dataclass
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.cluster")
 
@@ -230,7 +231,7 @@ class Invitations:
             if self._speaking[address] > _MAX_CONCURRENT_EACH or self._speaking.total() > _MAX_CONCURRENT:
                 return
             # A newcomer that disconnects, sends invalid data or takes too long gets nothing.
-            with contextlib.suppress(OSError, EOFError, TimeoutError, BadExchange, msgspec.MsgspecError):
+            with contextlib.suppress(OSError, EOFError, TimeoutError, BadExchange, *UNDECODABLE):
                 async with asyncio.timeout(_TIMEOUT):
                     await self._speak(reader, writer, address)
         finally:

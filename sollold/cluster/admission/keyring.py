@@ -20,6 +20,7 @@ from sollold.settings.state_file import (
     why_not_writable,
     write_whole,
 )
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.cluster")
 
@@ -169,7 +170,7 @@ class KeyringFile:
             return None
         try:
             return msgspec.json.decode(data, type=Keyring)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             copy = keep_copy(self._path, data)
             raise DamagedKeyring(f"{self._path} is damaged ({error}); a copy is in {copy}") from None
 

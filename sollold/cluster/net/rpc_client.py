@@ -22,6 +22,7 @@ from sollold.cluster.net.http_connection import HttpConnection, KeptConnections
 from sollold.cluster.net.identity import tls_name
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_server import HTTP, LARGEST, CallRefusal, RpcServer
+from sollold.undecodable import UNDECODABLE
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ class RpcClient:
                 refusal = msgspec.msgpack.decode(body, type=CallRefusal)
                 raise PeerError(node, refusal.message, transport=refusal.transport)
             return msgspec.msgpack.decode(body, type=reply)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             subject = f"the answer of {self._reach.name(node)} to {method} (status {status})"
             raise PeerError(node, f"{subject} is invalid: {error}", transport=False) from error
 

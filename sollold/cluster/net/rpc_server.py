@@ -27,6 +27,7 @@ from sollold.cluster.net.tunnel_server import TunnelServer, WorkerTunnels
 from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.tasks import cancel_and_wait, retrieve_error
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.cluster")
 
@@ -227,7 +228,7 @@ class RpcServer:
             return _refuse(404, f"no call is named {name!r} here; it may run another release", True)
         try:
             decoded = found[0].decode(await request.read())
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             return _refuse(400, f"the request to {name} is invalid: {error}", True)
         try:
             reply = await self.answer(caller(request), name, decoded)

@@ -28,6 +28,7 @@ from sollold.cluster.net.open_sockets import literal
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_server import LINK
 from sollold.tasks import cancel_and_wait
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.cluster")
 
@@ -282,7 +283,7 @@ class StandingLink(asyncio.Protocol):
             self._bytes.feed(data)
             while (message := self._bytes.take_message()) is not None:
                 self._hear(_decoder.decode(message))
-        except (FrameError, msgspec.DecodeError) as error:
+        except (FrameError, *UNDECODABLE) as error:
             name = self._links.name(self.node)
             log.warning("the link with %s carried an invalid message: %s", name, error)
             self.bye()

@@ -21,6 +21,7 @@ from sollold.facts import dataclass
 from sollold.settings.state_file import read_bounded, write_whole
 from sollold.tasks import cancel_and_wait
 from sollold.turns import sleep_until_set
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.cluster")
 
@@ -141,7 +142,7 @@ class KeptFile:
             kept = msgspec.json.decode(read_bounded(self._path), type=PersistedState)
         except FileNotFoundError:
             return PersistedState()
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *UNDECODABLE) as error:
             log.warning("%s can't be read, its contents are recovered from the peers: %s", self._path, error)
             return PersistedState()
         if checked(kept) != kept:
@@ -177,7 +178,7 @@ class PeersFile:
             return msgspec.json.decode(read_bounded(self._path), type=tuple[Peer, ...])[:_MAX_PEERS]
         except FileNotFoundError:
             return ()
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *UNDECODABLE) as error:
             log.warning("the remembered peers in %s can't be read: %s", self._path, error)
             return ()
 

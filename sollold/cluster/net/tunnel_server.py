@@ -22,6 +22,7 @@ from sollold.cluster.net.gate import Gate
 from sollold.cluster.net.rpc import PeerError, Workers
 from sollold.cluster.net.splice import ProxyEnd, Traffic
 from sollold.facts import dataclass
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.cluster")
 
@@ -116,7 +117,7 @@ class TunnelServer(asyncio.Protocol):
             if greeting is None:
                 return
             request = msgspec.msgpack.decode(greeting, type=Open)
-        except (FrameError, msgspec.DecodeError) as error:
+        except (FrameError, *UNDECODABLE) as error:
             self._refuse(f"the tunnel's greeting is invalid: {error}")
             return
         self._task = asyncio.get_running_loop().create_task(self._begin(request))

@@ -19,6 +19,7 @@ import psutil
 
 from sollold.facts import dataclass
 from sollold.settings.state_file import write_whole
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.engines")
 
@@ -107,7 +108,7 @@ class Journal:
             return msgspec.json.decode(self._path.read_bytes(), type=list[ChildProcess])
         except FileNotFoundError:
             return []
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *UNDECODABLE) as error:
             log.warning("the journal %s can't be read: %s", self._path, error)
             return []
 

@@ -33,6 +33,7 @@ from sollold.models.stores.patient_read import read_patiently
 from sollold.placement.plan import Plan
 from sollold.settings.schema import MIB
 from sollold.settings.state_file import write_whole
+from sollold.undecodable import UNDECODABLE
 from sollold.units import bytes_text
 
 log = logging.getLogger("sollold.engines")
@@ -193,6 +194,6 @@ def _read(path: Path) -> Mapping[str, ReportedMemory]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, ReportedMemory])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, *UNDECODABLE) as error:
         log.info("the earlier answers of %s can't be read from %s: %s", PROGRAM, path, error)
         return {}

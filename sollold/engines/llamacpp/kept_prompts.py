@@ -25,6 +25,7 @@ from sollold.engines.address import EngineAddress
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.placement.plan import Plan
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.engines")
 
@@ -40,7 +41,7 @@ _DISK_SECONDS = 5.0
 """Timeout for listing or deleting files, in seconds: a disk that hangs must not stop a load or an unload."""
 _SPARE_DISK = 2 << 30
 """Bytes that stay free on the disk."""
-_FAILURES = (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError)
+_FAILURES = (aiohttp.ClientError, TimeoutError, OSError, *UNDECODABLE)
 
 
 class _Slot(msgspec.Struct):

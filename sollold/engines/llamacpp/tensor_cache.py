@@ -25,6 +25,7 @@ import msgspec
 from sollold.cluster.gossip.record import DIGEST_LENGTH, MOST_CACHED
 from sollold.facts import dataclass
 from sollold.settings.schema import GIB, MIB
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.engines")
 
@@ -232,7 +233,7 @@ class TensorCache:
     def _read(self) -> dict[str, _Known]:
         try:
             return msgspec.json.decode(self._index.read_bytes(), type=dict[str, _Known])
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *UNDECODABLE):
             return {}
 
     def _write(self, known: dict[str, _Known]) -> None:

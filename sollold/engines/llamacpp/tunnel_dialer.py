@@ -17,6 +17,7 @@ from sollold.cluster.net.framing import FrameError, Unframer, frame
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_server import TUNNEL
 from sollold.cluster.net.tunnel_server import GREETING_LIMIT, Open, Opened
+from sollold.undecodable import UNDECODABLE
 
 _OPEN_SECONDS = 8.0
 _PREPARED_SECONDS = 3.0
@@ -124,7 +125,7 @@ class TunnelClient(asyncio.Protocol):
             if answer is not None:
                 self.transport.pause_reading()
                 self.answer.set_result(msgspec.msgpack.decode(answer, type=Opened))
-        except (FrameError, msgspec.DecodeError) as error:
+        except (FrameError, *UNDECODABLE) as error:
             self.answer.set_exception(PeerError("", f"invalid answer: {error}", transport=True))
 
     def connection_lost(self, exc: Exception | None) -> None:

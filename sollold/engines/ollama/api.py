@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from sollold.undecodable import UNDECODABLE
+
 log = logging.getLogger("sollold.engines")
 
 T = TypeVar("T")
@@ -226,7 +228,7 @@ class OllamaApi:
         except (aiohttp.ClientError, TimeoutError, OSError, UnicodeError) as error:
             why = "timed out" if isinstance(error, TimeoutError) else str(error)
             raise OllamaError(f"{self.url}{path}: {why}") from error
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise OllamaError(f"{self.url}{path} is not a response of Ollama: {error}") from None
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from sollold.models.names import parse
 from sollold.settings.state_file import write_whole
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.engines")
 
@@ -55,5 +56,5 @@ class CreatedModels:
         """
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=set[str])
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *UNDECODABLE):
             return set()

@@ -17,9 +17,10 @@ from sollold.errors import system_reason
 from sollold.models.model import Model
 from sollold.models.names import is_name, of_file
 from sollold.models.stores.permission_hint import permission_hint
-from sollold.models.stores.safe_read import UNDECODABLE, open_file
+from sollold.models.stores.safe_read import open_file
 from sollold.models.stores.scan_result import FoundModel, Problem, Scan
 from sollold.models.stores.shards import ShardedFile, group
+from sollold.undecodable import UNDECODABLE
 
 CARD = "sollold.json"
 _DEPTH = 5

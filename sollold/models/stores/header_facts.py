@@ -18,9 +18,9 @@ from sollold.models.gguf.header import GgufError, Header
 from sollold.models.gguf.tensor_types import TENSOR_TYPES
 from sollold.models.gguf.vocabulary import vocabulary
 from sollold.models.stores import content_digest, llama_support
-from sollold.models.stores.safe_read import UNDECODABLE
 from sollold.models.stores.scan_result import stamp
 from sollold.settings.state_file import write_whole
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.models")
 

@@ -16,8 +16,8 @@ import msgspec
 
 from sollold.facts import dataclass
 from sollold.models.gguf.header import Array, Header
-from sollold.models.stores.safe_read import UNDECODABLE
 from sollold.settings.state_file import write_whole
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.models")
 

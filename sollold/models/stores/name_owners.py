@@ -14,9 +14,9 @@ import msgspec
 
 from sollold.models.model import Model
 from sollold.models.names import LONGEST, of_file, parse
-from sollold.models.stores.safe_read import UNDECODABLE
 from sollold.models.stores.scan_result import Problem
 from sollold.settings.state_file import write_whole
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.models")
 

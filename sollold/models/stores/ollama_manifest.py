@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from sollold.models.names import Name
-from sollold.models.stores.safe_read import UNDECODABLE
 from sollold.models.stores.scan_result import FoundModel
+from sollold.undecodable import UNDECODABLE
 
 MAX_BYTES = 1 << 20
 """Maximum size of a manifest."""

@@ -18,9 +18,10 @@ from sollold.models.names import Name, is_name
 from sollold.models.stores.ollama_manifest import DIGEST, MAX_BYTES, Manifest, described, parse_manifest
 from sollold.models.stores.ollama_unit import UNITS, ollama_service
 from sollold.models.stores.permission_hint import permission_hint, whoami
-from sollold.models.stores.safe_read import MOST, UNDECODABLE, open_file
+from sollold.models.stores.safe_read import MOST, open_file
 from sollold.models.stores.scan_result import FoundModel, Problem, Scan, stamp, unreadable
 from sollold.settings.location import expanded, home_folder
+from sollold.undecodable import UNDECODABLE
 
 _HOMES = ("/usr/share/ollama", "/var/lib/ollama")
 _MAX_MODELS = 20_000

@@ -6,10 +6,6 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
-
-UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""Exceptions that decoding untrusted JSON may raise."""
 MOST = 1 << 18
 """Maximum size of a text file, in bytes."""
 

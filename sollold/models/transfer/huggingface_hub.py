@@ -11,13 +11,13 @@ import aiohttp
 import msgspec
 
 from sollold.models.names import TAG, Name, quantization_in
-from sollold.models.stores.safe_read import UNDECODABLE
 from sollold.models.stores.shards import is_projector
 from sollold.models.transfer.bounded_answer import read_at_most
 from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.internet import Internet, Unreachable
 from sollold.models.transfer.partial_file import Item
 from sollold.settings.confidential import hidden_in_text
+from sollold.undecodable import UNDECODABLE
 
 HOSTS = ("hf.co", "huggingface.co")
 _PREFERRED = ("Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0")

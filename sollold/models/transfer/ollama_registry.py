@@ -17,11 +17,11 @@ from sollold.models.stores.ollama_manifest import (
     parse_manifest,
     text_layers,
 )
-from sollold.models.stores.safe_read import UNDECODABLE
 from sollold.models.transfer.bounded_answer import read_at_most
 from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.huggingface_hub import HubError, HubSource
 from sollold.models.transfer.internet import Internet, Unreachable
+from sollold.undecodable import UNDECODABLE
 
 _TIMEOUT = 30.0
 _MAX_TEXT_BYTES = 1 << 20

@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from sollold.facts import dataclass
-from sollold.models.stores.safe_read import UNDECODABLE
 from sollold.models.transfer.file_digest import digest_between, sha256_between
+from sollold.undecodable import UNDECODABLE
 from sollold.units import bytes_text
 
 PART = 8 << 20

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from sollold.serving.request import Call, Delivered, Engine
+from sollold.undecodable import UNDECODABLE
 
 _MAX_UNREAD = 512
 """Maximum number of events kept unparsed."""
@@ -202,7 +203,7 @@ def read(raw: bytes) -> JsonObject | None:
     """Parse an event; None if it is not a JSON object."""
     try:
         event = msgspec.json.decode(raw)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return None
     return event if isinstance(event, dict) else None
 
