@@ -65,6 +65,11 @@ class Refusal(Exception):
         self.field = field
 
 
+def bad_request(message: str, *, field: str = "", status: int = 0) -> Refusal:
+    """Return the refusal of an invalid request; the arguments are those of `Refusal`."""
+    return Refusal(Fault.BAD_REQUEST, message, field=field, status=status)
+
+
 def unloaded_by_force(model: str) -> Refusal:
     """Return the refusal of a request that used, or waited for, a model that was unloaded by force.
 

@@ -17,7 +17,7 @@ from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.seeds import Seed, resolve
 from sollold.control.nodes import matching
 from sollold.control.secret_change import SecretChanges
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.facts import dataclass
 from sollold.settings.schema import ClusterSettings
 
@@ -54,7 +54,7 @@ class AdmissionService:
         tokens = self._view.tokens
         if tokens.open:
             message = "an open cluster has no authority to trust; `sollold cluster secure` gives it a secret"
-            raise Refusal(Fault.BAD_REQUEST, message)
+            raise bad_request(message)
         return authority_pem(tokens.accepted[0])
 
     async def admit(self, text: str) -> WaitingMachine:
@@ -98,7 +98,7 @@ class AdmissionService:
         """
         ring = self._view.keyring()
         if ring is None or ring.open:
-            raise Refusal(Fault.BAD_REQUEST, _NO_DOOR_OPEN if ring is not None else _NO_DOOR_TOKEN)
+            raise bad_request(_NO_DOOR_OPEN if ring is not None else _NO_DOOR_TOKEN)
         live = self._view.live()
         results = await asyncio.gather(
             *(self._call(record, "door", DoorOrder(seconds)) for record in live), return_exceptions=True
@@ -122,10 +122,10 @@ class AdmissionService:
             text = (
                 "the secret comes from cluster.token: put the same one into the settings of the new machine"
             )
-            raise Refusal(Fault.BAD_REQUEST, text)
+            raise bad_request(text)
         if admission.ring.open:
             text = "any machine may join this cluster: cluster.seeds of the new machine tells it where"
-            raise Refusal(Fault.BAD_REQUEST, text)
+            raise bad_request(text)
         host = (*me.addresses, "127.0.0.1")[0]
         port = "" if me.peer_port == PORT else f":{me.peer_port}"
         seed = f"[{host}]{port}" if ":" in host else f"{host}{port}"
@@ -142,7 +142,7 @@ class AdmissionService:
         try:
             plain, place = plain_code(code), Seed.read(seed, PORT)
         except ValueError as error:
-            raise Refusal(Fault.BAD_REQUEST, str(error).removeprefix("cluster.seeds: ")) from None
+            raise bad_request(str(error).removeprefix("cluster.seeds: ")) from None
         addresses = await resolve(place)
         if not addresses:
             raise Refusal(Fault.UNAVAILABLE, f"host name {place.host} can't be resolved", retry_after=5.0)
@@ -151,7 +151,7 @@ class AdmissionService:
         except (PeerError, TimeoutError, OSError) as error:
             if isinstance(error, PeerError) and error.node == self._view.me.node:
                 message = f"{place.host} is this machine itself: name the one that printed the code"
-                raise Refusal(Fault.BAD_REQUEST, message) from None
+                raise bad_request(message) from None
             message = (
                 f"no member with an invitation responds at {place.host} port {place.port} "
                 f"({error or 'it took too long'}): check that sollold runs there, without cluster.token, and "
@@ -169,12 +169,12 @@ class AdmissionService:
         admission = self._view.admission
         if admission is None:
             message = "cluster.token in the settings says where this machine belongs: remove it and restart"
-            raise Refusal(Fault.BAD_REQUEST, message)
+            raise bad_request(message)
         if admission.ring.open:
             message = (
                 'this machine is in an open cluster: remove cluster.door = "open" from its settings, restart'
             )
-            raise Refusal(Fault.BAD_REQUEST, message)
+            raise bad_request(message)
         me = self._view.me.node
         others = [r.name for r in self._view.live() if r.node != me]
         if others or not admission.ring.alone:
@@ -183,7 +183,7 @@ class AdmissionService:
                 f"this machine is already a member of a cluster{names}. To leave it: stop sollold, delete "
                 "the file keyring in its state folder, start sollold, and join again"
             )
-            raise Refusal(Fault.BAD_REQUEST, message)
+            raise bad_request(message)
         return admission
 
     def _no_match(self, text: str, found: list[WaitingMachine]) -> str:
@@ -229,16 +229,16 @@ def _joined(invited: Invited) -> str:
         text = (
             f"this machine was evicted from the cluster of {invited.name}: admit it there with sollold admit"
         )
-        raise Refusal(Fault.BAD_REQUEST, text)
+        raise bad_request(text)
     if invited.verdict is InvitationVerdict.WRONG and invited.tries:
         remaining = f"{invited.tries} tries are left" if invited.tries > 1 else "one try is left"
-        raise Refusal(Fault.BAD_REQUEST, f"the code is wrong; {remaining}")
+        raise bad_request(f"the code is wrong; {remaining}")
     if invited.verdict is InvitationVerdict.WRONG:
         text = (
             f"the code is wrong, and no more are accepted from this machine; on {invited.name} again: "
             "sollold invite"
         )
-        raise Refusal(Fault.BAD_REQUEST, text)
+        raise bad_request(text)
     text = (
         f"no invitation is open on {invited.name}: it was used, has expired, or was made on another machine. "
         "Make a new one there: sollold invite"

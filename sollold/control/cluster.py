@@ -19,7 +19,7 @@ from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View
 from sollold.control.nodes import node_named
 from sollold.engines.commands import Done
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.facts import dataclass
 from sollold.leader.client import LeaderClient
 from sollold.leader.leader import Leader
@@ -315,7 +315,7 @@ class ClusterService:
         workers = [known[address] for address in addresses if address in known] + list(found)
         if workers and not any(worker.state in _USABLE for worker in workers):
             reasons = "; ".join(f"{w.address}: {w.reason or w.state.value}" for w in workers)
-            raise Refusal(Fault.BAD_REQUEST, f"none of the external workers can be used: {reasons}")
+            raise bad_request(f"none of the external workers can be used: {reasons}")
 
     async def drain(self, node: str, *, on: bool) -> None:
         """Drain a node (id or name; empty: this one), or end its drain.

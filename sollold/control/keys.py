@@ -26,7 +26,7 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import View, name_of
-from sollold.errors import Fault, Refusal, system_reason
+from sollold.errors import Fault, Refusal, bad_request, system_reason
 from sollold.facts import dataclass
 from sollold.retry import LogAndRetry
 from sollold.settings.state_file import keep_copy, read_bounded, write_whole
@@ -219,16 +219,16 @@ class Keys:
         """
         now = self._clock()
         if not _NAME.fullmatch(name) or name != name.strip():
-            raise Refusal(Fault.BAD_REQUEST, "invalid key name: 1 to 64 letters, digits, spaces or . _ - @")
+            raise bad_request("invalid key name: 1 to 64 letters, digits, spaces or . _ - @")
         if name in OWN_NAMES:
-            raise Refusal(Fault.BAD_REQUEST, f"{name!r} is reserved: in logs it names our own programs")
+            raise bad_request(f"{name!r} is reserved: in logs it names our own programs")
         secret = PREFIX + secrets.token_urlsafe(32)
         key = Key(secrets.token_hex(4), name, scope, _hash(secret), now, now + expires if expires else 0.0)
         async with self._writing:  # as a whole: two callers may want one name at the same moment
             if any(k.name == name and k.valid(now) for k in self._keys.values()):
-                raise Refusal(Fault.BAD_REQUEST, f"a key named {name!r} already exists")
+                raise bad_request(f"a key named {name!r} already exists")
             if len(self._keys) >= MOST:
-                raise Refusal(Fault.BAD_REQUEST, f"there are {MOST} keys already, including revoked ones")
+                raise bad_request(f"there are {MOST} keys already, including revoked ones")
             updated = self._union((key,))
             await self._write(updated)
             self._keys = updated

@@ -12,7 +12,7 @@ from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.view import View, name_of
 from sollold.control.local_models import NameChanged, NameOverrides, NameRequest, OwnError, OwnModels
 from sollold.control.nodes import node_named
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.facts import dataclass
 from sollold.models.library import Library
 from sollold.models.listing import Listed
@@ -57,11 +57,11 @@ class ModelService:
             Refusal: BAD_REQUEST when the file can't be read or holds no model.
         """
         if self._local is None:
-            raise Refusal(Fault.BAD_REQUEST, "this node accepts no file paths as models")
+            raise bad_request("this node accepts no file paths as models")
         try:
             return await self._local.add_file(path)
         except OwnError as error:
-            raise Refusal(Fault.BAD_REQUEST, str(error)) from None
+            raise bad_request(str(error)) from None
 
     async def find(self, name: str) -> Listed:
         """Return the model that a caller means by ``name``.
@@ -107,9 +107,8 @@ class ModelService:
         if missing := chosen - holders.keys():
             names = ", ".join(sorted(name_of(self._view, node) for node in missing))
             others = ", ".join(sorted(name_of(self._view, node) for node in holders)) or "none"
-            raise Refusal(
-                Fault.BAD_REQUEST,
-                f"{names} can't read files of {model.name}; nodes that can: {others}. Pull it there first",
+            raise bad_request(
+                f"{names} can't read files of {model.name}; nodes that can: {others}. Pull it there first"
             )
         orders = {
             node: NameRequest(
@@ -124,7 +123,7 @@ class ModelService:
         answers = await self._ask_all("copy", orders)
         if not any(answer.ok for answer in answers.values()) or (chosen and self._failed(answers)):
             reason = self._failed(answers) or f"no node can read the files of {model.name}; see doctor"
-            raise Refusal(Fault.BAD_REQUEST, reason)
+            raise bad_request(reason)
         await self._learn_from(answers)
 
     async def _learn_from(self, answers: Mapping[str, NameChanged]) -> None:
@@ -139,10 +138,9 @@ class ModelService:
             Refusal: NOT_FOUND; BAD_REQUEST for a model of the user's own, and for an alias.
         """
         if target := self._library.behind_alias(name):
-            raise Refusal(
-                Fault.BAD_REQUEST,
+            raise bad_request(
                 f"{name} is an alias of {target} in the settings of this node (models.aliases): remove it "
-                f"there, or delete {target}",
+                f"there, or delete {target}"
             )
         model = (await self._exact(name)).model
         holders = dict(self._library.holders(model.name))
@@ -159,7 +157,7 @@ class ModelService:
             await self._learn_from(answers)
             return
         if failed:
-            raise Refusal(Fault.BAD_REQUEST, failed)
+            raise bad_request(failed)
         if nodes and not chosen & holders.keys():
             names = ", ".join(sorted(name_of(self._view, node) for node in chosen))
             raise Refusal(Fault.NOT_FOUND, f"{names}: no model {model.name} there")
@@ -168,9 +166,8 @@ class ModelService:
         if "ollama" in sources:
             # A caller that uses the ollama command has configured it to use this node.
             advice = f"ollama rm {model.name}, with OLLAMA_HOST naming the Ollama itself"
-        raise Refusal(
-            Fault.BAD_REQUEST,
-            f"{model.name} was not pulled by sollold, and your own files are not deleted: {advice}",
+        raise bad_request(
+            f"{model.name} was not pulled by sollold, and your own files are not deleted: {advice}"
         )
 
     async def _ask_all(self, method: str, orders: Mapping[str, NameRequest]) -> dict[str, NameChanged]:

@@ -28,7 +28,7 @@ from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.cluster.net.view import name_of, wait_until
 from sollold.control.nodes import matching
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.facts import dataclass
 from sollold.leader.client import NotYet, retry_until_accepted
 
@@ -113,7 +113,7 @@ class SecretChanges:
         """
         member = self._member(text)
         if member.node == self._owner.me.node:
-            raise Refusal(Fault.BAD_REQUEST, "a machine can't evict itself: do it on one that stays")
+            raise bad_request("a machine can't evict itself: do it on one that stays")
         return member, await self._order(Roll(ChangeKind.EVICT, (member.node,)))
 
     async def secure(self, nodes: Sequence[str]) -> Rolled:
@@ -171,7 +171,7 @@ class SecretChanges:
             except PeerError as error:
                 raise NotYet(f"the leader could not be reached: {error}") from None
             if rolled.refusal:
-                raise NotYet(rolled.refusal) if rolled.again else Refusal(Fault.BAD_REQUEST, rolled.refusal)
+                raise NotYet(rolled.refusal) if rolled.again else bad_request(rolled.refusal)
             return rolled
 
         return await retry_until_accepted(self._owner, attempt)
@@ -179,11 +179,11 @@ class SecretChanges:
     def _check(self, kind: ChangeKind) -> None:
         ring = self._owner.keyring()
         if ring is None:
-            raise Refusal(Fault.BAD_REQUEST, BY_SETTINGS)
+            raise bad_request(BY_SETTINGS)
         if ring.open and kind is not ChangeKind.SECURE:
-            raise Refusal(Fault.BAD_REQUEST, "this cluster is open and has no secret: sollold cluster secure")
+            raise bad_request("this cluster is open and has no secret: sollold cluster secure")
         if not ring.open and kind is ChangeKind.SECURE:
-            raise Refusal(Fault.BAD_REQUEST, "this cluster has a secret; sollold cluster rotate changes it")
+            raise bad_request("this cluster has a secret; sollold cluster rotate changes it")
 
     def _carrier(self, roll: Roll) -> str:
         """Return the node that carries it out: the leader, or its successor if the leader is evicted."""
@@ -273,7 +273,7 @@ class SecretChanges:
         banned = {m.node for m in evicted}
         nodes = {node: name for node, name in live.items() if node not in banned}
         if me not in nodes:
-            raise Refusal(Fault.BAD_REQUEST, f"{self._owner.me.name} leads: it must be among those that stay")
+            raise bad_request(f"{self._owner.me.name} leads: it must be among those that stay")
         members = merged((KeyringMember(node, name) for node, name in nodes.items()), known, without=evicted)
         founder = ring.founder or me
         secret = secrets.token_hex(32)

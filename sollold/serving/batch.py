@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import field, replace
 from enum import StrEnum
 
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.facts import dataclass
 
 log = logging.getLogger("sollold.serving")
@@ -156,11 +156,9 @@ class Batches:
             Refusal: BAD_REQUEST if it is empty or too long; UNAVAILABLE if too much is already running.
         """
         if not texts:
-            raise Refusal(Fault.BAD_REQUEST, "a batch needs at least one text")
+            raise bad_request("a batch needs at least one text")
         if len(texts) > LARGEST:
-            raise Refusal(
-                Fault.BAD_REQUEST, f"a batch has at most {LARGEST} texts, this one has {len(texts)}"
-            )
+            raise bad_request(f"a batch has at most {LARGEST} texts, this one has {len(texts)}")
         if len(self._tasks) >= self._max_running:
             message = f"{self._max_running} batches are already running; try again when one is done"
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)

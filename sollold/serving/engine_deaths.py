@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from sollold.cluster.net.view import View
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.facts import dataclass
 from sollold.serving.protocol import StreamError
 from sollold.serving.request import Ask, Engine
@@ -71,8 +71,7 @@ class Quarantine:
 
 def _crashed_refusal(consequence: str) -> Refusal:
     """The error for a request that crashed an engine; it is not tried on others."""
-    return Refusal(
-        Fault.BAD_REQUEST,
+    return bad_request(
         f"an engine crashed while processing this request, so it is not sent to another one: {consequence}. "
         "Something in it, such as a grammar, an option or an image, makes engines crash; change it",
         status=422,

@@ -19,7 +19,7 @@ from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.sealed_thought import unsealed
 from sollold.api.engine.tools import arguments_text
-from sollold.errors import Fault, Refusal
+from sollold.errors import Refusal, bad_request
 from sollold.models.model import Model
 
 _MAX_STOP_SEQUENCES = 256
@@ -34,10 +34,10 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
         Refusal: BAD_REQUEST.
     """
     if ask.max_tokens is None:
-        raise Refusal(Fault.BAD_REQUEST, "max_tokens is required and must be at least 1")
+        raise bad_request("max_tokens is required and must be at least 1")
     if len(ask.stop_sequences or ()) > _MAX_STOP_SEQUENCES:
         # Each is searched for in the answer, token by token.
-        raise Refusal(Fault.BAD_REQUEST, f"stop_sequences has more than {_MAX_STOP_SEQUENCES} entries")
+        raise bad_request(f"stop_sequences has more than {_MAX_STOP_SEQUENCES} entries")
     body = prompt_body(ask, model)
     body["max_tokens"] = ask.max_tokens
     for name in ("temperature", "top_p", "top_k"):
@@ -53,11 +53,10 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
     if isinstance(format_, dict) and format_.get("type") == "json_schema":
         schema = format_.get("schema")
         if not isinstance(schema, dict):
-            raise Refusal(Fault.BAD_REQUEST, "the output format needs a schema")
+            raise bad_request("the output format needs a schema")
         if body["messages"][-1]["role"] == "assistant":
             # The format applies to what is generated, so the whole answer would not have it.
-            message = "an output format can't be combined with the beginning of an answer"
-            raise Refusal(Fault.BAD_REQUEST, message)
+            raise bad_request("an output format can't be combined with the beginning of an answer")
         json_schema = {"name": "answer", "schema": schema, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": json_schema}
     body["stream"] = True
@@ -74,7 +73,7 @@ def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
         Refusal: BAD_REQUEST.
     """
     if not ask.messages:
-        raise Refusal(Fault.BAD_REQUEST, "messages is required: a list with at least one message")
+        raise bad_request("messages is required: a list with at least one message")
     system = _system_text(ask.system) or model.system
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages += own_messages(model)
@@ -103,7 +102,7 @@ def _text_of(content: str | list[Any], subject: str) -> str:
     for block in content:
         text = block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None
         if not isinstance(text, str):
-            raise Refusal(Fault.BAD_REQUEST, f"{subject} must be a string or a list of text blocks")
+            raise bad_request(f"{subject} must be a string or a list of text blocks")
         texts.append(text)
     return "\n".join(texts)
 
@@ -111,7 +110,7 @@ def _text_of(content: str | list[Any], subject: str) -> str:
 def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
     """Convert one message to one or more: the result of a tool is a separate message, and comes first."""
     if turn.role not in ("user", "assistant", "system"):
-        raise Refusal(Fault.BAD_REQUEST, f"unknown role {turn.role[:40]!r}; it must be user or assistant")
+        raise bad_request(f"unknown role {turn.role[:40]!r}; it must be user or assistant")
     if turn.content is None or isinstance(turn.content, str):
         return [{"role": turn.role, "content": turn.content or ""}]
     out: list[dict[str, Any]] = []
@@ -153,7 +152,7 @@ def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
 
 
 def _unsupported(kind: object) -> Refusal:
-    return Refusal(Fault.BAD_REQUEST, f"unsupported content block of type {str(kind)[:40]!r}")
+    return bad_request(f"unsupported content block of type {str(kind)[:40]!r}")
 
 
 def _search_result(block: dict[str, Any]) -> str:
@@ -176,7 +175,7 @@ def _image(block: dict[str, Any], model: Model) -> dict[str, Any]:
         return image_part(source["data"])
     if isinstance(source, dict) and source.get("type") == "url" and isinstance(source.get("url"), str):
         return image_url_part(source["url"])
-    raise Refusal(Fault.BAD_REQUEST, "an image needs a source of type base64 or url")
+    raise bad_request("an image needs a source of type base64 or url")
 
 
 def _document(block: dict[str, Any]) -> str:
@@ -194,7 +193,7 @@ _ABOUT = ("title", "context")
 def _document_text(source: object) -> str | None:
     """Return a document's text; None if it is not plain text."""
     if not isinstance(source, dict) or not isinstance(source.get("type"), str):
-        raise Refusal(Fault.BAD_REQUEST, "a document needs a source with a type")
+        raise bad_request("a document needs a source with a type")
     text, content = source.get("data"), source.get("content")
     if source["type"] == "text" and isinstance(text, str):
         return text
@@ -204,7 +203,7 @@ def _document_text(source: object) -> str | None:
 def _call(block: dict[str, Any]) -> dict[str, Any]:
     name, id_ = block.get("name"), block.get("id")
     if not isinstance(name, str) or not isinstance(id_, str):
-        raise Refusal(Fault.BAD_REQUEST, "a tool_use block needs an id and a name")
+        raise bad_request("a tool_use block needs an id and a name")
     arguments = arguments_text(block.get("input"))
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -212,12 +211,12 @@ def _call(block: dict[str, Any]) -> dict[str, Any]:
 def _result(block: dict[str, Any], model: Model) -> dict[str, Any]:
     id_ = block.get("tool_use_id")
     if not isinstance(id_, str):
-        raise Refusal(Fault.BAD_REQUEST, "a tool_result block needs a tool_use_id")
+        raise bad_request("a tool_result block needs a tool_use_id")
     content = block.get("content") or ""
     if isinstance(content, list):
         content = _plain([_result_part(part, model) for part in content])
     elif not isinstance(content, str):
-        raise Refusal(Fault.BAD_REQUEST, "a tool_result's content must be a string or a list of blocks")
+        raise bad_request("a tool_result's content must be a string or a list of blocks")
     if block.get("is_error") is True:
         content = _as_error(content)
     return {"role": "tool", "tool_call_id": id_, "content": content}
@@ -260,7 +259,7 @@ def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> 
     """
     kind = thinking.type if thinking is not None else "disabled"
     if kind not in ("enabled", "adaptive", "disabled"):
-        raise Refusal(Fault.BAD_REQUEST, "thinking.type must be enabled, adaptive or disabled")
+        raise bad_request("thinking.type must be enabled, adaptive or disabled")
     if kind == "disabled":
         if "thinking" in model.capabilities:
             body["reasoning_effort"] = "none"

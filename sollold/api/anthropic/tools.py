@@ -15,7 +15,7 @@ from sollold.api.anthropic.messages_ask import Tokens, ToolChoice
 from sollold.api.anthropic.tool_changes import current_tools
 from sollold.api.engine.fields import require_capability
 from sollold.api.engine.tools import NO_ARGUMENTS, unknown_tools_message
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.models.model import Model
 
 Tool = dict[str, Any]
@@ -103,7 +103,7 @@ def add_tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
     """
     choice = ask.tool_choice or ToolChoice()
     if choice.type not in _MODES:
-        raise Refusal(Fault.BAD_REQUEST, "tool_choice.type must be auto, any, tool or none")
+        raise bad_request("tool_choice.type must be auto, any, tool or none")
     tools = current_tools(ask)
     functions = [function for tool in tools if (function := _function(tool)) is not None]
     if choice.type == "tool":
@@ -111,10 +111,10 @@ def add_tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
         if not functions and tools:
             known = any(tool.get("name") == choice.name for tool in tools)
             text = f"tool_choice names {choice.name!r}, which runs at Anthropic and can't be called here"
-            raise Refusal(Fault.BAD_REQUEST, text if known else unknown_tools_message([str(choice.name)]))
+            raise bad_request(text if known else unknown_tools_message([str(choice.name)]))
     if not functions:
         if tools and choice.type == "any":
-            raise Refusal(Fault.BAD_REQUEST, "tool_choice requires a tool, but all of them run at Anthropic")
+            raise bad_request("tool_choice requires a tool, but all of them run at Anthropic")
         return
     require_capability(model, "tools", "tools")
     body["tools"] = [{"type": "function", "function": function} for function in functions]
@@ -142,9 +142,9 @@ def _function(tool: Tool) -> Tool | None:
         description = description or default
     schema = NO_ARGUMENTS if schema is None else schema
     if not isinstance(name, str) or not name:
-        raise Refusal(Fault.BAD_REQUEST, "every tool needs a name")
+        raise bad_request("every tool needs a name")
     if not isinstance(schema, dict | bool):
-        raise Refusal(Fault.BAD_REQUEST, f"tool {name[:60]!r} has an input_schema that is not a JSON schema")
+        raise bad_request(f"tool {name[:60]!r} has an input_schema that is not a JSON schema")
     description = _with_examples(description, tool.get("input_examples"))
     return {"name": name, "description": description, "parameters": schema}
 

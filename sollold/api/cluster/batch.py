@@ -24,7 +24,7 @@ from sollold.api.http.response import json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.serving.batch import BatchEnded, Batches, Job, no_batch
 from sollold.serving.request import Call
 from sollold.units import timestamp_text
@@ -103,11 +103,11 @@ class BatchRoutes:
         listed = await self._services.library.find(require_model(body.model))
         texts = body.input if body.input is not None else body.documents
         if not texts:
-            raise Refusal(Fault.BAD_REQUEST, "input is required: a list of strings")
+            raise bad_request("input is required: a list of strings")
         if any(not text for text in texts):
-            raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty string has no embedding")
+            raise bad_request("an input is empty; an empty string has no embedding")
         if body.dimensions is not None and body.dimensions < 1:
-            raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1")
+            raise bad_request("dimensions must be at least 1")
         refuse_reranker(listed.model)
         model, dimensions, truncate = listed.model, body.dimensions, body.truncate is not False
         ask = build_ask(caller, model.name, listed, {}, keep_alive=body.keep_alive, embedding=True)
@@ -184,5 +184,5 @@ def _number(request: web.Request, name: str, default: int, limit: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise Refusal(Fault.BAD_REQUEST, f"{name} must be a non-negative integer")
+        raise bad_request(f"{name} must be a non-negative integer")
     return min(int(text), limit)

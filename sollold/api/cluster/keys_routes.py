@@ -14,7 +14,7 @@ from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Key, Keys, Scope
 from sollold.control.member_pass import PASS_SECONDS
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.units import parse_seconds, timestamp_text
 
 _MAX_SECONDS = 100 * 366 * 86400.0
@@ -39,9 +39,9 @@ class NewKeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         try:
             seconds = parse_seconds(str(self.expires))
         except ValueError as error:
-            raise Refusal(Fault.BAD_REQUEST, f"invalid expires: {error}") from None
+            raise bad_request(f"invalid expires: {error}") from None
         if not 0 < seconds <= _MAX_SECONDS:
-            raise Refusal(Fault.BAD_REQUEST, "invalid expires: it must be positive and at most 100 years")
+            raise bad_request("invalid expires: it must be positive and at most 100 years")
         return seconds
 
 
@@ -98,7 +98,7 @@ class KeyRoutes:
         if passes is None:
             raise Refusal(Fault.ENGINE, "this node does not issue passes", status=501)
         if not client_of(request).local:
-            raise Refusal(Fault.BAD_REQUEST, "passes are issued only to programs of this machine", status=403)
+            raise bad_request("passes are issued only to programs of this machine", status=403)
         body = as_type(await read_object(request), PassBody)
         return json_response({"pass": await passes.issue(body.host), "seconds": PASS_SECONDS})
 

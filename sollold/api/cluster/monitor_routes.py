@@ -18,7 +18,7 @@ from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.control.events import Event, as_object
 from sollold.control.history import FIRST_TOKEN, TOTALS, HistoryRequest, NodeHistory, bounded_request, totals
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.natural_order import natural
 from sollold.tasks import retrieve_error
 
@@ -197,7 +197,7 @@ class MonitorRoutes:
     async def _forget(self, request: web.Request) -> web.Response:
         body = as_type(await read_object(request), ForgetBody)
         if not body.node:
-            raise Refusal(Fault.BAD_REQUEST, "node is required: the id or name of a node that is offline")
+            raise bad_request("node is required: the id or name of a node that is offline")
         await self._services.monitor.forget(body.node)
         return json_response({"forgotten": body.node})
 
@@ -256,7 +256,7 @@ def _number(request: web.Request, name: str, default: int, digits: int = 9) -> i
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) <= digits):
-        raise Refusal(Fault.BAD_REQUEST, f"{name} must be an integer of at most {digits} digits")
+        raise bad_request(f"{name} must be an integer of at most {digits} digits")
     return int(text)
 
 

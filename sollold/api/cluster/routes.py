@@ -26,7 +26,7 @@ from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
 from sollold.control.logs import MOST_LINES
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.leader.messages import Ensure
 from sollold.serving.routing import load_warnings
 from sollold.settings.schema import MOST_SLOTS, KvType, Speculate
@@ -184,7 +184,7 @@ class ClusterRoutes:
     async def _logs(self, request: web.Request) -> web.Response:
         text = request.query.get("lines", "50")
         if not text.isascii() or not text.isdigit():
-            raise Refusal(Fault.BAD_REQUEST, f"invalid lines: {text[:40]!r} is not a number")
+            raise bad_request(f"invalid lines: {text[:40]!r} is not a number")
         lines = min(int(text[:9]), MOST_LINES)
         logs = await self._services.logs.tail(request.match_info["model"], lines)
         return json_response({"logs": msgspec.to_builtins(logs)})

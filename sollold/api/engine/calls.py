@@ -16,7 +16,7 @@ from sollold.api.engine.placement import PlacementBody
 from sollold.api.engine.prepare import Prepared, prepare_chat
 from sollold.api.engine.protect import protected
 from sollold.api.http.caller import Caller
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.leader.wish import NO_WISH
 from sollold.models.listing import Listed
 from sollold.models.model import Model
@@ -107,7 +107,7 @@ def calls_for(
     if not model.only_ollama:
         calls[Engine.LLAMA] = llama()
     if not calls:
-        raise Refusal(Fault.BAD_REQUEST, f"{operation} needs llama.cpp. {model.only_ollama}")
+        raise bad_request(f"{operation} needs llama.cpp. {model.only_ollama}")
     return calls
 
 

@@ -15,7 +15,7 @@ from sollold.api.engine.fields import refuse_reranker
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.inflight import InflightRequest
 from sollold.api.http.response import ask_whole
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.serving.request import Ask, Call, Engine, Routing, Service, longest_input
@@ -139,7 +139,7 @@ def check_count(texts: Sequence[object]) -> None:
     """
     if len(texts) > _MAX_TEXTS:
         message = f"input has more than {_MAX_TEXTS} texts; send fewer at a time, or use /api/batch/embed"
-        raise Refusal(Fault.BAD_REQUEST, message)
+        raise bad_request(message)
 
 
 def _joined(results: Sequence[Embedded]) -> Embedded:

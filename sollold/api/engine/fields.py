@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.models.model import Model
 from sollold.units import parse_seconds
 
@@ -26,9 +26,9 @@ def require_model(name: str, field: str = "model") -> str:
         Refusal: BAD_REQUEST if it is empty or invalid.
     """
     if not name.strip():
-        raise Refusal(Fault.BAD_REQUEST, f"{field} is required", field=field)
+        raise bad_request(f"{field} is required", field=field)
     if len(name) > 500 or min(name) < " ":
-        raise Refusal(Fault.BAD_REQUEST, "invalid model name: it is too long or has control characters")
+        raise bad_request("invalid model name: it is too long or has control characters")
     return name.strip()
 
 
@@ -44,13 +44,13 @@ def parse_keep_alive(value: object) -> float | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str | int | float):
-        raise Refusal(Fault.BAD_REQUEST, "invalid keep_alive: it is neither a number nor a duration")
+        raise bad_request("invalid keep_alive: it is neither a number nor a duration")
     try:
         seconds = parse_seconds(value) if isinstance(value, str) else float(value)
     except (ValueError, OverflowError) as error:
-        raise Refusal(Fault.BAD_REQUEST, f"invalid keep_alive: {error}") from None
+        raise bad_request(f"invalid keep_alive: {error}") from None
     if seconds != seconds:
-        raise Refusal(Fault.BAD_REQUEST, "invalid keep_alive: not a number")
+        raise bad_request("invalid keep_alive: not a number")
     return -1.0 if seconds < 0 else min(seconds, 10.0 * 365 * 86400)
 
 
@@ -61,7 +61,7 @@ def require_capability(model: Model, capability: str, feature: str) -> None:
         Refusal: BAD_REQUEST.
     """
     if capability not in model.capabilities:
-        raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support {feature}')
+        raise bad_request(f'"{model.name}" does not support {feature}')
 
 
 def refuse_reranker(model: Model) -> None:
@@ -71,9 +71,7 @@ def refuse_reranker(model: Model) -> None:
         Refusal: BAD_REQUEST.
     """
     if "rerank" in model.capabilities:
-        raise Refusal(
-            Fault.BAD_REQUEST, f'"{model.name}" is a reranker and has no embeddings; use /v1/rerank'
-        )
+        raise bad_request(f'"{model.name}" is a reranker and has no embeddings; use /v1/rerank')
 
 
 def require_completion(model: Model, feature: str) -> None:
@@ -83,7 +81,7 @@ def require_completion(model: Model, feature: str) -> None:
         Refusal: BAD_REQUEST.
     """
     if model.capabilities and "completion" not in model.capabilities:
-        raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support {feature}')
+        raise bad_request(f'"{model.name}" does not support {feature}')
 
 
 def stop_list(stop: str | Sequence[str] | None) -> list[str]:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 
 _UNREAD = "was left out here: this server reads plain text only.]"
 UNSEEN_IMAGE = "[An image was left out here: this model can't see images.]"
@@ -62,7 +62,7 @@ def file_part(file: object) -> dict[str, Any]:
     """
     fields = ("file_data", "file_url", "file_id")
     if not isinstance(file, dict) or not any(isinstance(file.get(name), str) for name in fields):
-        raise Refusal(Fault.BAD_REQUEST, f"a file needs {', '.join(fields[:2])} or {fields[2]}")
+        raise bad_request(f"a file needs {', '.join(fields[:2])} or {fields[2]}")
     title, text = file.get("filename"), _plain_text(file.get("file_data"))
     if text is None:
         return {"type": "text", "text": unread_document(title)}

@@ -12,7 +12,7 @@ from sollold.api.http.access import client_of, require
 from sollold.api.http.body import as_type
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.leader.wish import PlacementWish
 from sollold.models.listing import Listed
 from sollold.placement.request import MOST_DEVICES, normalised_speculation
@@ -75,7 +75,7 @@ async def prepare_placement(
         return ""
     if not client_of(request).local:
         message = "placement.file: a file is only accepted from callers on the node's own machine"
-        raise Refusal(Fault.BAD_REQUEST, message, status=403)
+        raise bad_request(message, status=403)
     return await services.library.add_file(placement.file)
 
 

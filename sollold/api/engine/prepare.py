@@ -18,7 +18,7 @@ from sollold.api.grammar.schema import ConvertedSchema, convert_schema
 from sollold.api.grammar.schema_width import SchemaWidth, TooWide
 from sollold.api.grammar.unenforced import unenforced
 from sollold.api.grammar.values import Effort
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.facts import dataclass
 
 
@@ -102,9 +102,8 @@ def _convert_format(schema: Any, *, strict: bool) -> tuple[dict[str, Any], tuple
     check_size(schema, "the schema")
     converted = convert_schema(schema)
     if strict and converted.problems:
-        raise Refusal(
-            Fault.BAD_REQUEST,
-            f"strict: the format's schema can't be converted to a grammar: {converted.problems[0]}",
+        raise bad_request(
+            f"strict: the format's schema can't be converted to a grammar: {converted.problems[0]}"
         )
     problems = [*converted.problems, *converted.notes, *unenforced(converted.schema)]
     return converted.schema, tuple(_schema_warnings("format", problems))

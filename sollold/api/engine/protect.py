@@ -14,7 +14,7 @@ from typing import Any
 from sollold.api.engine.image_size import HEADS, MOST_PIXELS, pixels
 from sollold.api.grammar.grammar_width import TooManyWays, check_grammar
 from sollold.api.grammar.schema_width import TooWide, check_schema
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.serving.media import Media
 from sollold.serving.request import Call, Engine
 
@@ -135,9 +135,9 @@ def _check_field(name: str, value: object) -> None:
             check_width(value, name)
     elif name in _NUMBERS:
         if _exceeds(value, _MAX_PROBABILITIES):
-            raise _refusal(f"{name} must be at most {_MAX_PROBABILITIES}")
+            raise bad_request(f"{name} must be at most {_MAX_PROBABILITIES}")
     elif isinstance(value, _LISTS[name]) and len(value) > _MAX_ENTRIES.get(name, _MAX_LIST):
-        raise _refusal(f"{name} has more than {_MAX_ENTRIES.get(name, _MAX_LIST)} entries")
+        raise bad_request(f"{name} has more than {_MAX_ENTRIES.get(name, _MAX_LIST)} entries")
 
 
 def _exceeds(value: object, limit: int) -> bool:
@@ -174,13 +174,13 @@ class _MediaCount:
         """Count messages, or parts of one. Raises `Refusal` if there are too many."""
         self._parts += count
         if self._parts > _MAX_PARTS:
-            raise _refusal(f"there are more than {_MAX_PARTS} messages and parts of messages")
+            raise bad_request(f"there are more than {_MAX_PARTS} messages and parts of messages")
 
     def add_images(self, count: int) -> None:
         """Count images. Raises `Refusal` if there are too many."""
         self._images += count
         if self._images > _MAX_IMAGES:
-            raise _refusal(f"there are more than {_MAX_IMAGES} images")
+            raise bad_request(f"there are more than {_MAX_IMAGES} images")
 
 
 def _check_content(content: list[Any], count: _MediaCount, media: Media) -> None:
@@ -188,7 +188,7 @@ def _check_content(content: list[Any], count: _MediaCount, media: Media) -> None
     for part in content:
         for url in _urls(part):
             if not url[:5].lower() == "data:":
-                raise _refusal(
+                raise bad_request(
                     "media must be sent in the request (data:…;base64,…): URLs are not fetched, "
                     f"got {url[:80]!r}"
                 )
@@ -212,9 +212,9 @@ def _check_image(image: object, media: Media) -> None:
         if count is not None:
             break
     if count is None:
-        raise _refusal(f"an image does not give its size in its first {HEADS[-1]} bytes")
+        raise bad_request(f"an image does not give its size in its first {HEADS[-1]} bytes")
     if count > MOST_PIXELS:
-        raise _refusal(f"an image has {count} pixels; the limit is {MOST_PIXELS}")
+        raise bad_request(f"an image has {count} pixels; the limit is {MOST_PIXELS}")
 
 
 def _urls(part: object) -> Iterable[str]:
@@ -232,20 +232,20 @@ def _check_grammar(grammar: object) -> None:
     if not isinstance(grammar, str):
         return
     if len(grammar) > _MAX_GRAMMAR_CHARACTERS:
-        raise _refusal(f"the grammar is longer than {_MAX_GRAMMAR_CHARACTERS} characters")
+        raise bad_request(f"the grammar is longer than {_MAX_GRAMMAR_CHARACTERS} characters")
     rules = _LITERAL.sub("", grammar)
     for match in _REPETITION.finditer(rules):
         if any(len(count) > 6 or int(count) > _MAX_REPETITIONS for count in match.groups() if count):
-            raise _refusal(f"the grammar repeats something more than {_MAX_REPETITIONS} times")
+            raise bad_request(f"the grammar repeats something more than {_MAX_REPETITIONS} times")
     depth = 0
     for letter in rules:
         depth += (letter == "(") - (letter == ")")
         if depth > _MAX_GRAMMAR_DEPTH:
-            raise _refusal(f"the grammar is nested more than {_MAX_GRAMMAR_DEPTH} levels deep")
+            raise bad_request(f"the grammar is nested more than {_MAX_GRAMMAR_DEPTH} levels deep")
     try:
         check_grammar(grammar)
     except TooManyWays as error:
-        raise _refusal(f"an engine would hang on the grammar: {error}") from None
+        raise bad_request(f"an engine would hang on the grammar: {error}") from None
 
 
 def check_size(value: object, name: str) -> None:
@@ -268,12 +268,12 @@ def check_size(value: object, name: str) -> None:
         nodes += len(layer)
         entries += sum(map(len, layer))
         if nodes > _MAX_SCHEMA_NODES:
-            raise _refusal(f"{name} has more than {_MAX_SCHEMA_NODES} objects and arrays")
+            raise bad_request(f"{name} has more than {_MAX_SCHEMA_NODES} objects and arrays")
         if entries > _MAX_SCHEMA_ENTRIES:
-            raise _refusal(f"{name} has more than {_MAX_SCHEMA_ENTRIES} keywords and values")
+            raise bad_request(f"{name} has more than {_MAX_SCHEMA_ENTRIES} keywords and values")
         if not layer:
             return
-    raise _refusal(f"{name} is nested more than {_MAX_SCHEMA_DEPTH} levels deep")
+    raise bad_request(f"{name} is nested more than {_MAX_SCHEMA_DEPTH} levels deep")
 
 
 class MeasuredTools(list[dict[str, Any]]):
@@ -289,8 +289,4 @@ def check_width(value: object, name: str) -> None:
     try:
         check_schema(value)
     except TooWide as error:
-        raise _refusal(f"an engine would hang on the schema in {name}: {error}") from None
-
-
-def _refusal(message: str) -> Refusal:
-    return Refusal(Fault.BAD_REQUEST, message)
+        raise bad_request(f"an engine would hang on the schema in {name}: {error}") from None

@@ -13,7 +13,7 @@ from sollold.api.engine.format_beside_tools import FormatBesideToolsService
 from sollold.api.engine.retry import RevisingService, with_llama_body
 from sollold.api.engine.tool_text import ToolTextService
 from sollold.api.engine.tools import unconstrained_tool
-from sollold.errors import Fault, Refusal
+from sollold.errors import Refusal, bad_request
 from sollold.serving.engine_error import TEMPLATE_REFUSES
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
@@ -58,7 +58,7 @@ class SchemaFallbackService(RevisingService):
         if not _is_schema_refusal(refusal.message):
             return refusal
         reason = refusal.message.rsplit("failed:", 1)[-1].split("; tools =")[0]
-        return Refusal(Fault.BAD_REQUEST, f"the schema can't be enforced: {' '.join(reason.split())[:300]}")
+        return bad_request(f"the schema can't be enforced: {' '.join(reason.split())[:300]}")
 
     def _warnings(self, first: Ask, last: Ask) -> tuple[str, ...]:
         return ("the schemas of the tools are not enforced: llama.cpp can't convert one of them",)
@@ -104,7 +104,7 @@ class TemplateFallbackService(RevisingService):
         reason = template_refusal(refusal.message)
         if reason is None:
             return refusal
-        return Refusal(Fault.BAD_REQUEST, TEMPLATE_REFUSES + reason[:300])
+        return bad_request(TEMPLATE_REFUSES + reason[:300])
 
     def _warnings(self, first: Ask, last: Ask) -> tuple[str, ...]:
         return ("the messages were merged and reordered as the model's chat template requires",)

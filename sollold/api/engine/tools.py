@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.http.json_text import decode_text
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 """The schema of a function without arguments."""
@@ -27,19 +27,18 @@ def normalize_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _normalize_tool(tool: Any, location: str) -> dict[str, Any]:
     if not isinstance(tool, dict):
-        raise Refusal(Fault.BAD_REQUEST, f"{location} is not an object")
+        raise bad_request(f"{location} is not an object")
     function = tool.get("function")
     fields = function if isinstance(function, dict) else tool
     name = fields.get("name")
     kind = tool.get("type") or "function"
     if kind != "function":
         quoted = f' ("{str(name)[:60]}")' if name else ""
-        raise Refusal(
-            Fault.BAD_REQUEST,
-            f'{location}{quoted} is of type "{str(kind)[:40]}"; only tools of type "function" are supported',
+        raise bad_request(
+            f'{location}{quoted} is of type "{str(kind)[:40]}"; only tools of type "function" are supported'
         )
     if not isinstance(name, str) or not name.strip():
-        raise Refusal(Fault.BAD_REQUEST, f"{location} has no function name")
+        raise bad_request(f"{location} has no function name")
     rest = {key: value for key, value in fields.items() if key not in _TOOL_FIELDS and value is not None}
     description = fields.get("description")
     if description is not None:
@@ -58,11 +57,11 @@ def _schema_of(schema: Any, location: str) -> dict[str, Any]:
         try:
             schema = decode_text(schema)
         except msgspec.DecodeError:
-            raise Refusal(Fault.BAD_REQUEST, f"{location}: parameters are not a JSON schema") from None
+            raise bad_request(f"{location}: parameters are not a JSON schema") from None
     if schema is True or schema in ("", [], {}):
         return dict(NO_ARGUMENTS)
     if not isinstance(schema, dict):
-        raise Refusal(Fault.BAD_REQUEST, f"{location}: parameters are not a JSON schema (an object)")
+        raise bad_request(f"{location}: parameters are not a JSON schema (an object)")
     return schema
 
 
@@ -85,13 +84,13 @@ def normalize_tool_call(call: Any, index: int) -> dict[str, Any]:
     """
     location = f"tool_calls[{index}]"
     if not isinstance(call, dict):
-        raise Refusal(Fault.BAD_REQUEST, f"{location} is not an object")
+        raise bad_request(f"{location} is not an object")
     function: dict[str, Any] = next(
         (value for key in ("function", "custom") if isinstance(value := call.get(key), dict)), call
     )
     name = function.get("name")
     if not isinstance(name, str) or not name:
-        raise Refusal(Fault.BAD_REQUEST, f"{location} needs a function with a name")
+        raise bad_request(f"{location} needs a function with a name")
     arguments = function.get("arguments", function.get("input"))
     if "custom" in call:
         arguments = {"input": arguments}
@@ -174,7 +173,7 @@ def _mode(choice: object) -> str:
     if choice is None or choice == "":
         return "auto"
     if not isinstance(choice, str) or choice not in _MODES:
-        raise Refusal(Fault.BAD_REQUEST, "tool_choice is auto, required, none or a function")
+        raise bad_request("tool_choice is auto, required, none or a function")
     return _MODES[choice]
 
 

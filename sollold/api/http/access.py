@@ -11,7 +11,7 @@ from sollold.control.keys import PREFIX as KEY_PREFIX
 from sollold.control.keys import Key, Keys, Scope
 from sollold.control.member_pass import PREFIX as PASS_PREFIX
 from sollold.control.member_pass import MemberPasses
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.facts import dataclass
 
 PUBLIC = frozenset({"/", "/health", "/ready", "/openapi.json", "/web/{file}"})
@@ -225,7 +225,7 @@ def require(request: web.Request, needed: Scope, action: str) -> None:
         return
     hint = _KEY_HINT.format(needed)
     message = f"{action} from another machine needs an API key with the scope {needed}; {hint}"
-    raise Refusal(Fault.BAD_REQUEST, message, status=403 if client.key is not None else 401)
+    raise bad_request(message, status=403 if client.key is not None else 401)
 
 
 def holder_of(request: web.Request) -> str:

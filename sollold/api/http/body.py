@@ -15,7 +15,7 @@ from sollold.api.http.invalid import explain, wrong_field
 from sollold.api.http.json_bounds import JsonBounds, TooManyValues
 from sollold.api.http.json_repair import TooMuchToRepair, repaired
 from sollold.api.http.media_cut import SHORTEST_CUT, cut_media, restore_texts
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.serving.byte_budget import ByteBudget
 from sollold.serving.media import Media
 
@@ -59,23 +59,23 @@ async def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
         Refusal: BAD_REQUEST if it is empty, not JSON, not an object, or has too many items.
     """
     if len(raw) <= _MAX_BLANK_BYTES and not raw.strip():
-        raise Refusal(Fault.BAD_REQUEST, "missing request body")
+        raise bad_request("missing request body")
     try:
         try:
             value = msgspec.json.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError):
             value = msgspec.json.decode(await repaired(raw))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refusal(Fault.BAD_REQUEST, f"the body is not JSON: {error}") from None
+        raise bad_request(f"the body is not JSON: {error}") from None
     except TooMuchToRepair:
-        raise Refusal(Fault.BAD_REQUEST, "the body is not JSON in UTF-8") from None
+        raise bad_request("the body is not JSON in UTF-8") from None
     except RecursionError:
-        raise Refusal(Fault.BAD_REQUEST, "the body is JSON nested too deeply") from None
+        raise bad_request("the body is JSON nested too deeply") from None
     if len(raw) >= _LARGE:
         # Processing it takes time as well.
         await asyncio.sleep(0)
     if not isinstance(value, dict):
-        raise Refusal(Fault.BAD_REQUEST, f"the body must be a JSON object, it is {_kind(value)}")
+        raise bad_request(f"the body must be a JSON object, it is {_kind(value)}")
     for name, limit in _MAX_ITEMS.items():
         items = value.get(name)
         if (
@@ -83,7 +83,7 @@ async def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
             and len(items) > limit
             and sum(isinstance(item, dict) for item in items) > limit
         ):
-            raise Refusal(Fault.BAD_REQUEST, f"{name} has more than {limit} items", field=name)
+            raise bad_request(f"{name} has more than {limit} items", field=name)
     return value
 
 
@@ -104,9 +104,9 @@ def as_type(value: dict[str, Any], type_: type[T]) -> T:
         return msgspec.convert(given, type=type_, strict=False)
     except msgspec.ValidationError as error:
         message = f"invalid request: {explain(error, type_)}"
-        raise Refusal(Fault.BAD_REQUEST, message, field=wrong_field(error)) from None
+        raise bad_request(message, field=wrong_field(error)) from None
     except RecursionError:
-        raise Refusal(Fault.BAD_REQUEST, "the body is JSON nested too deeply") from None
+        raise bad_request("the body is JSON nested too deeply") from None
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
@@ -155,13 +155,11 @@ async def read_bytes(request: web.Request) -> bytearray:
         else:
             await _gather(request, parts, bounds)
     except TooManyValues as error:
-        raise Refusal(Fault.BAD_REQUEST, str(error)) from None
+        raise bad_request(str(error)) from None
     except TimeoutError:
-        raise Refusal(
-            Fault.BAD_REQUEST, f"the body was not received within {_BODY_TIMEOUT:.0f} s", status=408
-        ) from None
+        raise bad_request(f"the body was not received within {_BODY_TIMEOUT:.0f} s", status=408) from None
     except web.RequestPayloadError as error:
-        raise Refusal(Fault.BAD_REQUEST, f"the body can't be read: {_one_line(error)}") from None
+        raise bad_request(f"the body can't be read: {_one_line(error)}") from None
     if parts.startswith(_BYTE_ORDER_MARK):
         del parts[: len(_BYTE_ORDER_MARK)]
     # Not copied, which would take long for a large body.
@@ -200,7 +198,7 @@ def _check_size(request: web.Request, size: int) -> None:
     """
     limit = min(_MAX_BYTES.get(_path(request), _DEFAULT_MAX_BYTES), request.client_max_size)
     if size > limit:
-        raise Refusal(Fault.BAD_REQUEST, f"body too large: the limit is {limit} bytes", status=413)
+        raise bad_request(f"body too large: the limit is {limit} bytes", status=413)
 
 
 def _path(request: web.Request) -> str:

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from sollold.api.http.access import client_of
 from sollold.api.http.body import media_of
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.facts import dataclass
 from sollold.priority import NAMES, NORMAL, ROLES
 from sollold.serving.media import Media
@@ -66,9 +66,9 @@ def caller_of(request: web.Request, field: object, timeout: object) -> Caller:
         try:
             deadline = parse_seconds(str(timeout_value))
         except ValueError as error:
-            raise Refusal(Fault.BAD_REQUEST, f"invalid timeout: {error}") from None
+            raise bad_request(f"invalid timeout: {error}") from None
         if deadline <= 0:
-            raise Refusal(Fault.BAD_REQUEST, "invalid timeout: it must be more than 0 seconds")
+            raise bad_request("invalid timeout: it must be more than 0 seconds")
     return Caller(
         id=f"{request.get(ID) or request_id(request)}.{os.urandom(3).hex()}",
         client=client_of(request).identity,
@@ -99,9 +99,8 @@ def parse_priority(value: object) -> int:
         number = None
     if number is None or not 1 <= number <= 10:
         shown = str(value)[:40]
-        raise Refusal(
-            Fault.BAD_REQUEST,
-            f"unknown priority {shown!r}; use a number from 1 to 10 or one of {', '.join(NAMES)}",
+        raise bad_request(
+            f"unknown priority {shown!r}; use a number from 1 to 10 or one of {', '.join(NAMES)}"
         )
     return number
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from aiohttp import web
 
-from sollold.errors import Fault, Refusal
+from sollold.errors import Refusal, bad_request
 
 _PACKED_BYTES = 4096
 """Bytes decompressed at once: they may be hundreds of streams, and zlib copies the rest after each."""
@@ -52,7 +52,7 @@ class Decompressor:
         """
         if encoding not in ("gzip", "x-gzip", "deflate"):
             message = f"Content-Encoding {encoding[:40]} is not supported; send gzip or nothing"
-            raise Refusal(Fault.BAD_REQUEST, message, status=415)
+            raise bad_request(message, status=415)
         self._encoding = encoding
         self._stream: zlib._Decompress | None = None
 
@@ -96,4 +96,4 @@ class Decompressor:
         return _ZLIB if packed[0] & 0xF == 8 else _RAW
 
     def _refusal(self, reason: str) -> Refusal:
-        return Refusal(Fault.BAD_REQUEST, f"the body can't be read as {self._encoding}: {reason}")
+        return bad_request(f"the body can't be read as {self._encoding}: {reason}")

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.http.json_bounds import JsonBounds, TooManyValues
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 
 _SMALL_CHARACTERS = 64 * 1024
 """Maximum length of a text that is decoded quickly, whatever it contains."""
@@ -31,7 +31,7 @@ def decode_text(text: str) -> Any:
     except RecursionError:
         raise msgspec.DecodeError("JSON is nested too deeply") from None
     except TooManyValues as error:
-        raise Refusal(Fault.BAD_REQUEST, f"within a string: {error}") from None
+        raise bad_request(f"within a string: {error}") from None
 
 
 def check_values(raw: bytes) -> None:

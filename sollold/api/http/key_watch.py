@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from sollold.errors import Fault, Refusal
+from sollold.errors import Refusal, bad_request
 
 CHECK_SECONDS = 1.0
 """Interval at which the key is checked, in seconds."""
@@ -36,8 +36,8 @@ async def while_valid(
         if valid():
             timer = loop.call_later(CHECK_SECONDS, check)
             return
-        request[_REVOKED] = Refusal(
-            Fault.BAD_REQUEST, "the API key was revoked or has expired during this request", status=401
+        request[_REVOKED] = bad_request(
+            "the API key was revoked or has expired during this request", status=401
         )
         limit.reschedule(loop.time())
 

@@ -9,7 +9,7 @@ import string
 from typing import Any
 
 from sollold.cluster.net.pieces import pieces_of
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.serving.media import Media
 
 LONGEST_TEXT = 8 << 20
@@ -112,8 +112,7 @@ def _is_plain_text(head: str) -> bool:
 
 def _check_size(size: int) -> None:
     if size > LONGEST_TEXT:
-        raise Refusal(
-            Fault.BAD_REQUEST,
+        raise bad_request(
             f"the text in the body is longer than {LONGEST_TEXT} bytes; only images and audio in base64 "
             "may be longer",
             status=413,

@@ -14,7 +14,7 @@ from sollold.api.engine.fields import require_model
 from sollold.api.engine.modelfile import with_parameters
 from sollold.api.ollama.request import Message, parse_options
 from sollold.control.local_models import NameOverrides
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.models.model import Model
 from sollold.models.templates.jinja import untranslatable
 
@@ -64,7 +64,7 @@ def name_overrides(create: Create, base: Model) -> NameOverrides:
         parse_options(create.parameters, None)
         params = with_parameters(base, create.parameters)
         if len(params) > _MAX_CHARACTERS:
-            raise Refusal(Fault.BAD_REQUEST, f"the parameters are longer than {_MAX_CHARACTERS} characters")
+            raise bad_request(f"the parameters are longer than {_MAX_CHARACTERS} characters")
     messages = tuple((message.role, message.content or "") for message in create.messages or ())
     for label, length in (
         ("system prompt", len(create.system or "")),
@@ -72,11 +72,11 @@ def name_overrides(create: Create, base: Model) -> NameOverrides:
         ("text of the messages", sum(len(content) for _, content in messages)),
     ):
         if length > _MAX_CHARACTERS:
-            raise Refusal(Fault.BAD_REQUEST, f"the {label} is longer than {_MAX_CHARACTERS} characters")
+            raise bad_request(f"the {label} is longer than {_MAX_CHARACTERS} characters")
     if any(role not in _ROLES for role, _ in messages):
-        raise Refusal(Fault.BAD_REQUEST, f"a message's role must be one of {', '.join(_ROLES)}")
+        raise bad_request(f"a message's role must be one of {', '.join(_ROLES)}")
     if reason := untranslatable(create.template or ""):
-        raise Refusal(Fault.BAD_REQUEST, f"the template can't be used without an Ollama: {reason}")
+        raise bad_request(f"the template can't be used without an Ollama: {reason}")
     licence = create.license
     return NameOverrides(
         create.system or None,

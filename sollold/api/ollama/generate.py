@@ -27,7 +27,7 @@ from sollold.api.ollama.chat import add_logprobs, add_shared, add_stream, altern
 from sollold.api.ollama.ndjson import Lines
 from sollold.api.ollama.request import Generate, Options, response_format, sampling, thinking
 from sollold.api.ollama.template import render_template
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.models.model import Model
 from sollold.serving.request import Call, Routing
 
@@ -76,9 +76,7 @@ def unpack_context(context: list[int]) -> list[PackedTurn]:
         check_values(raw)
         return _turns.decode(raw)
     except (ValueError, zlib.error, msgspec.MsgspecError, RecursionError, TooManyValues):
-        raise Refusal(
-            Fault.BAD_REQUEST, "invalid context: send it back exactly as received, or omit it"
-        ) from None
+        raise bad_request("invalid context: send it back exactly as received, or omit it") from None
 
 
 def generate_call(generate: Generate, options: Options, model: Model) -> Call:
@@ -92,7 +90,7 @@ def generate_call(generate: Generate, options: Options, model: Model) -> Call:
     # Checked even if the model's template is not used: what the model can't do is refused.
     thinking(generate.think, model)
     if generate.raw and (generate.template or generate.system or generate.context):
-        raise Refusal(Fault.BAD_REQUEST, "raw mode does not support template, system, or context")
+        raise bad_request("raw mode does not support template, system, or context")
     if generate.suffix and (not generate.template or generate.raw):
         return _infill(generate, options, model, prompt)
     tokens = list(generate.context or ()) if not is_packed(generate.context) else []
@@ -125,10 +123,9 @@ def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> 
         ("context", generate.context),
     ):
         if value:
-            raise Refusal(
-                Fault.BAD_REQUEST,
+            raise bad_request(
                 f"{name} can't be combined with suffix: the model sees only the text before and after it; "
-                "put it into the prompt",
+                "put it into the prompt"
             )
     body = {
         "model": model.name,
@@ -152,10 +149,7 @@ def add_schema(body: dict[str, Any], format_: Any) -> None:
 
 def _completion(generate: Generate, options: Options, model: Model, prompt: str, tokens: list[int]) -> Call:
     if generate.images:
-        raise Refusal(
-            Fault.BAD_REQUEST,
-            "images need the model's own template; omit raw, template and token context",
-        )
+        raise bad_request("images need the model's own template; omit raw, template and token context")
     if generate.template:
         system = generate.system or model.system
         values = {"System": system, "Prompt": prompt, "Suffix": generate.suffix or ""}

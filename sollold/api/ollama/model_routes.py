@@ -25,7 +25,7 @@ from sollold.api.ollama.create import Create, name_overrides
 from sollold.api.ollama.modelfile_text import modelfile_fields
 from sollold.api.ollama.models import ps, show, tags, with_settings
 from sollold.api.ollama.request import Copy, Delete, Named, Relayable, fold_keys, read_as
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.models.listing import Listed
 from sollold.models.names import parse
 
@@ -134,10 +134,10 @@ class OllamaModelRoutes:
         try:
             parse(name)
         except ValueError as error:
-            raise Refusal(Fault.BAD_REQUEST, str(error)) from None
+            raise bad_request(str(error)) from None
         puller = self._services.puller
         if puller is None:
-            raise Refusal(Fault.BAD_REQUEST, "this node can't download models", status=501)
+            raise bad_request("this node can't download models", status=501)
         steps = puller.pull(name, insecure=bool(parsed.insecure))
         if parsed.stream is False:
             last: dict[str, Any] = {}
@@ -177,7 +177,7 @@ class OllamaModelRoutes:
         relay = self._services.relay
         path = request.path if request.path.startswith("/api/") else request.path.removeprefix("/v1")
         if path.startswith("/api/blobs/") and not _is_digest(request.match_info["digest"]):
-            raise Refusal(Fault.BAD_REQUEST, "a blob's name must be sha256: and 64 hex digits")
+            raise bad_request("a blob's name must be sha256: and 64 hex digits")
         body: AsyncIterator[bytes] | bytes = request.content.iter_any()
         model = ""
         if not path.startswith("/api/blobs/"):
@@ -189,7 +189,7 @@ class OllamaModelRoutes:
             accept_body(request)
         answer = await relay.forward(request.method, path, body, model) if relay is not None else None
         if answer is None:
-            raise Refusal(Fault.BAD_REQUEST, _NO_RELAY.format(what=path), status=501)
+            raise bad_request(_NO_RELAY.format(what=path), status=501)
         try:
             if answer.status == 404 and model:
                 await self._check_unknown(model)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sollold.errors import Fault, Refusal
+from sollold.errors import Refusal, bad_request
 
 _COMMAND = re.compile(r"([A-Za-z]++)[ \t]++")
 _MARKS = ('"""', '"')
@@ -103,6 +103,4 @@ def _unquoted(text: str) -> str:
 
 
 def _refusal(reason: str) -> Refusal:
-    return Refusal(
-        Fault.BAD_REQUEST, f"modelfile: {reason}; the request may use {_FIELDS} instead", field="modelfile"
-    )
+    return bad_request(f"modelfile: {reason}; the request may use {_FIELDS} instead", field="modelfile")

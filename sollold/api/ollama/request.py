@@ -29,7 +29,7 @@ from sollold.api.http.body import as_type, read_object
 from sollold.api.http.invalid import explain, wrong_field
 from sollold.api.http.json_text import decode_text
 from sollold.cluster.gossip.record import Backend
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.models.model import Model
 from sollold.serving.request import Delivered, Engine
 
@@ -131,7 +131,7 @@ class Shared(CallerFields, kw_only=True):
             Refusal: BAD_REQUEST for a request that is not streamed.
         """
         if self.resume is not None and self.stream is False:
-            raise Refusal(Fault.BAD_REQUEST, "resume requires a streamed request; repeat the whole request")
+            raise bad_request("resume requires a streamed request; repeat the whole request")
         return self.resume.delivered() if self.resume is not None else None
 
 
@@ -266,9 +266,7 @@ def parse_options(options: dict[str, Any] | None, model: Model | None) -> Option
     try:
         return _options(merged)
     except msgspec.ValidationError as error:
-        raise Refusal(
-            Fault.BAD_REQUEST, f"options: {explain(error, Options)}", field=wrong_field(error)
-        ) from None
+        raise bad_request(f"options: {explain(error, Options)}", field=wrong_field(error)) from None
 
 
 def _options(options: Mapping[str, Any]) -> Options:
@@ -335,7 +333,7 @@ def format_of(format_: Any) -> str | dict[str, Any] | None:
             format_ = None
     if isinstance(format_, dict):
         return format_
-    raise Refusal(Fault.BAD_REQUEST, 'format must be "json" or a JSON schema (an object)')
+    raise bad_request('format must be "json" or a JSON schema (an object)')
 
 
 LEVELS = ("low", "medium", "high", "max")
@@ -355,9 +353,7 @@ def think_of(think: bool | str | None) -> bool | str | None:
     if word in ("true", "false", "none"):
         return word == "true"
     if word not in LEVELS:
-        raise Refusal(
-            Fault.BAD_REQUEST, f"unknown think {think[:40]!r}; it must be true, false, {', '.join(LEVELS)}"
-        )
+        raise bad_request(f"unknown think {think[:40]!r}; it must be true, false, {', '.join(LEVELS)}")
     return word
 
 
@@ -373,7 +369,7 @@ def thinking(think: bool | str | None, model: Model) -> dict[str, Any]:
     if think is False:
         return {"reasoning_effort": "none"}
     if "thinking" not in model.capabilities:
-        raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support thinking')
+        raise bad_request(f'"{model.name}" does not support thinking')
     fields: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": True}}
     if isinstance(think, str):
         fields["reasoning_effort"] = "high" if think == "max" else think

@@ -44,7 +44,7 @@ from sollold.api.ollama.request import (
 )
 from sollold.api.ollama.request_warnings import option_warnings, request_warnings
 from sollold.control.keys import Scope
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.models.listing import Listed
 from sollold.serving.request import Ask, Call, Engine
 
@@ -137,10 +137,9 @@ class OllamaRoutes:
         require_completion(listed.model, "generate")
         packed = is_packed(generate.context)
         if packed and listed.model.only_ollama:
-            raise Refusal(
-                Fault.BAD_REQUEST,
+            raise bad_request(
                 "this context was created by llama.cpp and the model is now served by Ollama, which can't "
-                "read it; omit context, or use /api/chat",
+                "read it; omit context, or use /api/chat"
             )
         ignored = request_warnings(body, generate)
 
@@ -242,7 +241,7 @@ class OllamaRoutes:
         if not texts:
             return json_response({"model": embed.model, "embeddings": []})
         if any(not text for text in texts):
-            raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty string has no embedding")
+            raise bad_request("an input is empty; an empty string has no embedding")
         ask = self._embedding_ask(caller, embed, listed)
         call = Call("/api/embed", typed_body(body, embed))
         with answering(request, self._context.inflight, ask) as live:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.models.templates.exchanges import field_names, until_response
 from sollold.models.templates.go_parser import Node, Operand, Print, TemplateError, parse_template
 from sollold.models.templates.go_render import render_nodes
@@ -34,9 +34,7 @@ def render_template(template: str, values: Mapping[str, Any], turns: Sequence[tu
             return render_nodes(nodes, {**values, "Messages": _messages(conversation)})
         return _exchanges(nodes, values, conversation)
     except TemplateError as error:
-        raise Refusal(
-            Fault.BAD_REQUEST, f'template: {error}; or render the prompt yourself and send "raw": true'
-        ) from None
+        raise bad_request(f'template: {error}; or render the prompt yourself and send "raw": true') from None
 
 
 def _conversation(values: Mapping[str, Any], turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import msgspec
 from sollold.api.engine.fields import require_capability
 from sollold.api.engine.left_out import file_part
 from sollold.api.engine.messages import image_url_part, result_image_part
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.models.model import Model
 
 _PARTS = ("text", "file", "image_url", "input_audio", "input_video", "video_url")
@@ -24,7 +24,7 @@ def chat_message(message: dict[str, Any], model: Model, *, result: bool = False)
     out = {key: value for key, value in message.items() if value is not None}
     role = out.get("role")
     if not isinstance(role, str):
-        raise Refusal(Fault.BAD_REQUEST, "every message needs a role")
+        raise bad_request("every message needs a role")
     role = out["role"] = role.strip().lower()
     if "reasoning" in out and "reasoning_content" not in out:
         out["reasoning_content"] = out.pop("reasoning")
@@ -42,12 +42,11 @@ def chat_message(message: dict[str, Any], model: Model, *, result: bool = False)
         for part in out["content"]:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in _PARTS:
-                raise Refusal(
-                    Fault.BAD_REQUEST,
-                    f"unsupported content part of type {str(kind)[:40]!r}; it must be {', '.join(_PARTS)}",
+                raise bad_request(
+                    f"unsupported content part of type {str(kind)[:40]!r}; it must be {', '.join(_PARTS)}"
                 )
             if kind == "text" and not isinstance(part.get("text"), str):
-                raise Refusal(Fault.BAD_REQUEST, "a part of type 'text' needs a text, which must be a string")
+                raise bad_request("a part of type 'text' needs a text, which must be a string")
             if kind == "image_url":
                 require_capability(model, "vision", "images")
                 part["image_url"] = image_url_part(part.get("image_url"))["image_url"]
@@ -57,7 +56,7 @@ def chat_message(message: dict[str, Any], model: Model, *, result: bool = False)
             if kind in ("input_video", "video_url"):
                 require_capability(model, "vision", "video input")
     elif not isinstance(content, str):
-        raise Refusal(Fault.BAD_REQUEST, "a message's content must be a string or a list of parts")
+        raise bad_request("a message's content must be a string or a list of parts")
     return out
 
 

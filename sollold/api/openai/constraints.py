@@ -13,7 +13,7 @@ import msgspec
 
 from sollold.api.grammar.pattern import Unsupported, convertible_pattern
 from sollold.api.http.json_text import decode_text
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 
 _GUIDED = {f"guided_{kind}": kind for kind in ("json", "regex", "choice", "grammar", "json_object")}
 _IGNORED = ("guided_decoding_backend", "guided_whitespace_pattern", "structural_tag")
@@ -44,7 +44,7 @@ def with_own_constraints(body: dict[str, Any], *, chat: bool) -> tuple[dict[str,
     if not requested:
         return rest if len(rest) < len(body) else body, warnings
     if len(requested) > 1:
-        raise Refusal(Fault.BAD_REQUEST, f"only one of {', '.join(sorted(requested))} can be used")
+        raise bad_request(f"only one of {', '.join(sorted(requested))} can be used")
     ((kind, value),) = requested.items()
     for name in ("grammar", "response_format"):
         if isinstance(rest.get(name), dict) and "value" in rest[name]:
@@ -81,9 +81,9 @@ def _schema(value: Any) -> Any:
         try:
             value = decode_text(value)
         except msgspec.DecodeError:
-            raise Refusal(Fault.BAD_REQUEST, "the schema is a string that is not JSON") from None
+            raise bad_request("the schema is a string that is not JSON") from None
     if not isinstance(value, dict):
-        raise Refusal(Fault.BAD_REQUEST, "a schema must be an object, or its JSON as a string")
+        raise bad_request("a schema must be an object, or its JSON as a string")
     return value
 
 
@@ -91,29 +91,27 @@ def _grammar(kind: str, value: Any) -> str:
     """Return a llama.cpp grammar that matches a whole answer."""
     if kind == "choice":
         if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
-            raise Refusal(Fault.BAD_REQUEST, "choices must be a list of strings")
+            raise bad_request("choices must be a list of strings")
         if len(value) > _MAX_CHOICES:
-            raise Refusal(Fault.BAD_REQUEST, f"there are more than {_MAX_CHOICES} choices")
+            raise bad_request(f"there are more than {_MAX_CHOICES} choices")
         _check_length(sum(map(len, value)), "choices")
         return "root ::= " + " | ".join(map(_literal, value))
     if not isinstance(value, str):
-        raise Refusal(Fault.BAD_REQUEST, f"a {kind} must be a string")
+        raise bad_request(f"a {kind} must be a string")
     _check_length(len(value), kind)
     if kind == "grammar":
         if not _ROOT.search(value):
-            raise Refusal(
-                Fault.BAD_REQUEST, "a grammar must be in llama.cpp's format (GBNF), with a rule root ::= …"
-            )
+            raise bad_request("a grammar must be in llama.cpp's format (GBNF), with a rule root ::= …")
         return value
     try:
         return f"root ::= {_pattern_rule(convertible_pattern(f'^({_without_anchors(value)})$'))}"
     except Unsupported as error:
-        raise Refusal(Fault.BAD_REQUEST, f"the regular expression can't be enforced: {error}") from None
+        raise bad_request(f"the regular expression can't be enforced: {error}") from None
 
 
 def _check_length(length: int, kind: str) -> None:
     if length > _MAX_CHARACTERS:
-        raise Refusal(Fault.BAD_REQUEST, f"{kind}: longer than {_MAX_CHARACTERS} characters")
+        raise bad_request(f"{kind}: longer than {_MAX_CHARACTERS} characters")
 
 
 def _without_anchors(pattern: str) -> str:

@@ -14,7 +14,7 @@ from sollold.api.engine.fields import CallerFields
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, context_note, ignored_fields, without_effect
 from sollold.api.engine.number_ranges import Dimensions, Small
 from sollold.api.openai.request import check_tokens
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, bad_request
 
 
 class EmbeddingAsk(CallerFields, kw_only=True):
@@ -48,18 +48,18 @@ def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
         Refusal: BAD_REQUEST.
     """
     if not ask.input:
-        raise Refusal(Fault.BAD_REQUEST, "input is required: a string or a list of strings", field="input")
+        raise bad_request("input is required: a string or a list of strings", field="input")
     check_tokens(ask.input, "input")
     texts = [ask.input] if isinstance(ask.input, str) else ask.input
     if not isinstance(texts[0], int):
         check_count(texts)
     if {str, int} <= set(map(type, texts)):
         # llama-server would join them into one text with a single vector.
-        raise Refusal(Fault.BAD_REQUEST, "input must not mix strings and tokens", field="input")
+        raise bad_request("input must not mix strings and tokens", field="input")
     if any(text == "" for text in texts):
-        raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty string has no embedding", field="input")
+        raise bad_request("an input is empty; an empty string has no embedding", field="input")
     if ask.encoding_format not in (None, "", "float", "base64"):
-        raise Refusal(Fault.BAD_REQUEST, "encoding_format must be float or base64", field="encoding_format")
+        raise bad_request("encoding_format must be float or base64", field="encoding_format")
     out = engine_body(body)
     if out.get("encoding_format") == "":
         del out["encoding_format"]

@@ -12,7 +12,7 @@ import msgspec
 from sollold.api.engine.chunks import read_infilled
 from sollold.api.openai.request import Completion
 from sollold.api.openai.text_completion import TextPiece
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 
 
 def infill_body(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
@@ -22,9 +22,9 @@ def infill_body(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
         Refusal: BAD_REQUEST.
     """
     if not isinstance(ask.prompt, str):
-        raise Refusal(Fault.BAD_REQUEST, "with a suffix, prompt must be a single string")
+        raise bad_request("with a suffix, prompt must be a single string")
     if ask.n is not None and ask.n > 1:
-        raise Refusal(Fault.BAD_REQUEST, "with a suffix, n must be 1")
+        raise bad_request("with a suffix, n must be 1")
     excluded = ("prompt", "max_tokens", "logprobs", "n", "stream_options", "response_format")
     out = {key: value for key, value in body.items() if key not in excluded}
     out |= {"input_prefix": ask.prompt, "input_suffix": ask.suffix or ""}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 
 Item = dict[str, Any]
 
@@ -42,7 +42,7 @@ def item_page(items: Sequence[Item], query: Mapping[str, str]) -> Item:
     """
     limit, order = _limit(query, _DEFAULT_ITEMS, _MAX_ITEMS), query.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise Refusal(Fault.BAD_REQUEST, "order must be asc or desc")
+        raise bad_request("order must be asc or desc")
     ordered = items if order == "asc" else items[::-1]
     first = _boundary(ordered, query, "after", "the response has no input item with id", 1)
     page, has_more = ordered[first : first + limit], first + limit < len(ordered)
@@ -53,7 +53,7 @@ def item_page(items: Sequence[Item], query: Mapping[str, str]) -> Item:
 def _limit(query: Mapping[str, str], default: int, most: int) -> int:
     text = query.get("limit", str(default))
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
-        raise Refusal(Fault.BAD_REQUEST, f"limit must be an integer from 1 to {most}")
+        raise bad_request(f"limit must be an integer from 1 to {most}")
     return int(text)
 
 
@@ -64,7 +64,7 @@ def _boundary(items: Sequence[Item], query: Mapping[str, str], name: str, unknow
         return 0
     matches = [index for index, item in enumerate(items) if item["id"] == id_]
     if not matches:
-        raise Refusal(Fault.BAD_REQUEST, f"{name}: {unknown} '{id_[:100]}'")
+        raise bad_request(f"{name}: {unknown} '{id_[:100]}'")
     return matches[0] + step
 
 

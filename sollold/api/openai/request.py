@@ -26,7 +26,7 @@ from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.tools import chosen_tools, unknown_tools_message
 from sollold.api.openai.chat_message import chat_message
 from sollold.api.openai.llama_sampling import LlamaSampling, with_llamas_names
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.models.model import Model
 
 _MAX_PIECES_CHARACTERS = 512 * 1024
@@ -166,22 +166,16 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         Refusal: BAD_REQUEST.
     """
     if not ask.messages:
-        raise Refusal(
-            Fault.BAD_REQUEST, "messages is required: a list with at least one message", field="messages"
-        )
+        raise bad_request("messages is required: a list with at least one message", field="messages")
     for name in ("max_tokens", "max_completion_tokens"):
         if getattr(ask, name) == 0:
-            raise Refusal(
-                Fault.BAD_REQUEST, f"{name} must be at least 1, or -1 for no limit; it is 0", field=name
-            )
+            raise bad_request(f"{name} must be at least 1, or -1 for no limit; it is 0", field=name)
     if ask.top_logprobs and not ask.logprobs:
-        raise Refusal(Fault.BAD_REQUEST, "top_logprobs needs logprobs to be true", field="top_logprobs")
+        raise bad_request("top_logprobs needs logprobs to be true", field="top_logprobs")
     if not ask.logprobs and "top_logprobs" in body:
         body = {key: value for key, value in body.items() if key != "top_logprobs"}
     if "audio" in (ask.modalities or ()):
-        raise Refusal(
-            Fault.BAD_REQUEST, "modalities: audio output is not supported; only text is", field="modalities"
-        )
+        raise bad_request("modalities: audio output is not supported; only text is", field="modalities")
     out = normalize_chat(with_functions(with_llamas_names(engine_body(typed_body(body, ask)), ask), ask))
     for name in UNSUPPORTED_FIELDS:
         out.pop(name, None)
@@ -198,10 +192,8 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
     _set_tool_choice(out)
     kind = (ask.response_format or {}).get("type")
     if kind not in (None, "text", "json_object", "json_schema"):
-        raise Refusal(
-            Fault.BAD_REQUEST,
-            "response_format.type must be text, json_object or json_schema",
-            field="response_format.type",
+        raise bad_request(
+            "response_format.type must be text, json_object or json_schema", field="response_format.type"
         )
     return out
 
@@ -261,7 +253,7 @@ def _set_tool_choice(out: dict[str, Any]) -> None:
         chosen = frozenset(names)
         tools = [tool for tool in out.get("tools", ()) if tool["function"]["name"] in chosen]
         if not tools:
-            raise Refusal(Fault.BAD_REQUEST, unknown_tools_message(names))
+            raise bad_request(unknown_tools_message(names))
         out["tools"] = tools
     out["tool_choice"] = mode
 
@@ -273,18 +265,12 @@ def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict
         Refusal: BAD_REQUEST.
     """
     if ask.prompt is None or ask.prompt == []:
-        raise Refusal(Fault.BAD_REQUEST, "prompt is required", field="prompt")
+        raise bad_request("prompt is required", field="prompt")
     check_tokens(ask.prompt, "prompt")
     if ask.echo:
-        raise Refusal(
-            Fault.BAD_REQUEST,
-            "echo is not supported; put the prompt before the answer yourself",
-            field="echo",
-        )
+        raise bad_request("echo is not supported; put the prompt before the answer yourself", field="echo")
     if ask.best_of is not None and ask.best_of > max(1, ask.n or 1):
-        raise Refusal(
-            Fault.BAD_REQUEST, "best_of is not supported; request n answers and choose one", field="best_of"
-        )
+        raise bad_request("best_of is not supported; request n answers and choose one", field="best_of")
     out = with_llamas_names(engine_body(typed_body(body, ask)), ask)
     _clean_stop(out, ask)
     for name in ("echo", "best_of", "suffix"):
@@ -307,7 +293,7 @@ def check_tokens(prompt: str | list[Any], name: str) -> None:
     lists = [value for value in prompt if type(value) is list]
     nested = list(chain.from_iterable(lists))
     if not _are_valid(prompt, {str, int, list}) or not all(lists) or not _are_valid(nested, {str, int}):
-        raise Refusal(Fault.BAD_REQUEST, f"{name} must be a string, a list of strings, or tokens", field=name)
+        raise bad_request(f"{name} must be a string, a list of strings, or tokens", field=name)
 
 
 def check_in_vocabulary(tokens: list[int], model: Model) -> None:
@@ -318,7 +304,7 @@ def check_in_vocabulary(tokens: list[int], model: Model) -> None:
     """
     count = model.vocabulary.partition(":")[0]
     if count and tokens and max(tokens) >= int(count):
-        raise Refusal(Fault.BAD_REQUEST, f"{max(tokens)} is not a token of the model: it has {count}")
+        raise bad_request(f"{max(tokens)} is not a token of the model: it has {count}")
 
 
 def check_pieces(content: str | list[Any]) -> None:
@@ -329,8 +315,7 @@ def check_pieces(content: str | list[Any]) -> None:
     """
     texts = [content] if isinstance(content, str) else [text for text in content if isinstance(text, str)]
     if sum(map(len, texts)) > _MAX_PIECES_CHARACTERS:
-        raise Refusal(
-            Fault.BAD_REQUEST,
+        raise bad_request(
             f"content is longer than {_MAX_PIECES_CHARACTERS} characters, the limit of with_pieces; "
             "omit with_pieces, or send the content in parts",
             status=413,

@@ -8,7 +8,7 @@ import msgspec
 
 from sollold.api.engine.chunks import edit_each
 from sollold.api.engine.number_ranges import Count
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 
 
 class Rerank(msgspec.Struct, kw_only=True):
@@ -30,7 +30,7 @@ def rerank_body(body: dict[str, Any], ask: Rerank) -> dict[str, Any]:
     """
     query = _text_of(ask.query, "query") if ask.query else ""
     if not query or not (ask.documents or ask.texts):
-        raise Refusal(Fault.BAD_REQUEST, "query and documents are required")
+        raise bad_request("query and documents are required")
     out = {key: value for key, value in body.items() if key != "return_documents"}
     out["query"] = query
     if ask.documents:
@@ -43,7 +43,7 @@ def rerank_body(body: dict[str, Any], ask: Rerank) -> dict[str, Any]:
 def _text_of(value: str | dict[str, Any], subject: str) -> str:
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
-        raise Refusal(Fault.BAD_REQUEST, f"{subject} must be a string, or an object with a text")
+        raise bad_request(f"{subject} must be a string, or an object with a text")
     return text
 
 

@@ -28,7 +28,7 @@ from sollold.api.openai.responses_tools import (
     full_name,
     tool_warnings,
 )
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.models.model import Model
 
 Message = dict[str, Any]
@@ -41,26 +41,21 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
         Refusal: BAD_REQUEST.
     """
     if not ask.input:
-        raise Refusal(Fault.BAD_REQUEST, "input is required: a string or a list of items", field="input")
+        raise bad_request("input is required: a string or a list of items", field="input")
     if ask.previous_response_id:
-        raise Refusal(
-            Fault.BAD_REQUEST,
+        raise bad_request(
             "previous_response_id is not supported here: send the whole conversation",
             field="previous_response_id",
         )
     for name in ("conversation", "prompt"):
         if getattr(ask, name) is not None:
-            raise Refusal(
-                Fault.BAD_REQUEST, f"{name} is stored only by OpenAI: send the whole input and instructions"
-            )
+            raise bad_request(f"{name} is stored only by OpenAI: send the whole input and instructions")
     if ask.background:
-        raise Refusal(
-            Fault.BAD_REQUEST,
-            "background is not supported: wait for the answer, or stream it",
-            field="background",
+        raise bad_request(
+            "background is not supported: wait for the answer, or stream it", field="background"
         )
     if ask.truncation not in (None, "auto", "disabled"):
-        raise Refusal(Fault.BAD_REQUEST, "truncation must be auto or disabled", field="truncation")
+        raise bad_request("truncation must be auto or disabled", field="truncation")
     messages = _with_instructions(input_messages(ask.input, model), ask.instructions, model)
     body: dict[str, Any] = {"model": model.name, "messages": messages}
     for attribute, field in (
@@ -83,7 +78,7 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
     effort = (ask.reasoning or {}).get("effort")
     if effort is not None:
         if not isinstance(effort, str):
-            raise Refusal(Fault.BAD_REQUEST, "reasoning.effort must be a string")
+            raise bad_request("reasoning.effort must be a string")
         body["reasoning_effort"] = effort
     body["stream"] = True
     body["stream_options"] = {"include_usage": True}
@@ -151,7 +146,7 @@ def input_messages(source: str | list[dict[str, Any]], model: Model) -> list[Mes
             messages.append(_result(item, model))
     if not messages:
         kinds = ", ".join(repr(str(item.get("type"))[:40]) for item in source[:5])
-        raise Refusal(Fault.BAD_REQUEST, f"input has no message, only items of type {kinds}")
+        raise bad_request(f"input has no message, only items of type {kinds}")
     for message in messages:
         if message["role"] == "assistant":
             # Joined once, since each join copies.
@@ -218,7 +213,7 @@ _SUPPORTED = ("message", "agent_message", "reasoning", "tool_search_output", "ad
 def _message(item: dict[str, Any], model: Model) -> dict[str, Any]:
     role = item.get("role")
     if role not in ("user", "assistant", "system", "developer"):
-        raise Refusal(Fault.BAD_REQUEST, f"unknown role {str(role)[:40]!r}")
+        raise bad_request(f"unknown role {str(role)[:40]!r}")
     return {"role": role, "content": _content(item.get("content"), model)}
 
 
@@ -230,7 +225,7 @@ def _content(content: object, model: Model, *, result: bool = False) -> str | li
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise Refusal(Fault.BAD_REQUEST, "a message's content must be a string or a list of parts")
+        raise bad_request("a message's content must be a string or a list of parts")
     parts: list[dict[str, Any]] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -246,13 +241,11 @@ def _content(content: object, model: Model, *, result: bool = False) -> str | li
         elif kind == "input_file":
             parts.append(file_part(part))
         elif kind == "input_image":
-            raise Refusal(
-                Fault.BAD_REQUEST, "an input_image needs an image_url: only OpenAI stores files by id"
-            )
+            raise bad_request("an input_image needs an image_url: only OpenAI stores files by id")
         elif kind == "encrypted_content" and isinstance(part, dict):
             parts += _readable(part.get("encrypted_content"))
         else:
-            raise Refusal(Fault.BAD_REQUEST, f"unsupported content part of type {str(kind)[:40]!r}")
+            raise bad_request(f"unsupported content part of type {str(kind)[:40]!r}")
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
     return parts
@@ -274,9 +267,7 @@ def _thoughts(item: dict[str, Any]) -> list[str]:
     decoded = [{"text": unsealed(item.get("encrypted_content"))}]
     for parts in (item.get("content"), decoded, item.get("summary")):
         if parts is not None and not isinstance(parts, list):
-            raise Refusal(
-                Fault.BAD_REQUEST, "the content and summary of a reasoning item must be lists of parts"
-            )
+            raise bad_request("the content and summary of a reasoning item must be lists of parts")
         texts = [part.get("text") for part in parts or () if isinstance(part, dict)]
         if found := [text for text in texts if isinstance(text, str) and text]:
             return found
@@ -291,7 +282,7 @@ def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thoughts: li
     kind = str(item.get("type"))
     id_, name = item.get("call_id") or item.get("id"), item.get("name") or kind.removesuffix("_call")
     if not isinstance(id_, str) or not isinstance(name, str) or name == "function":
-        raise Refusal(Fault.BAD_REQUEST, f"a {kind} needs a call_id and a name")
+        raise bad_request(f"a {kind} needs a call_id and a name")
     if kind == "custom_tool_call":
         arguments = msgspec.json.encode({"input": item.get("input") or ""}).decode()
     elif kind in ("function_call", f"{SEARCH}_call"):
@@ -309,7 +300,7 @@ def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thoughts: li
 def _result(item: dict[str, Any], model: Model) -> dict[str, Any]:
     id_ = item.get("call_id")
     if not isinstance(id_, str):
-        raise Refusal(Fault.BAD_REQUEST, f"a {item.get('type')} needs a call_id")
+        raise bad_request(f"a {item.get('type')} needs a call_id")
     output = item.get("output") or ""
     parts = output if isinstance(output, list) else ()
     if not isinstance(output, (str, list)) or any(
@@ -366,8 +357,6 @@ def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:
         return {"type": "json_object"}
     schema = format_.get("schema") if isinstance(format_, dict) else None
     if kind != "json_schema" or not isinstance(schema, dict):
-        raise Refusal(
-            Fault.BAD_REQUEST, "text.format must be text, json_object, or json_schema with a schema"
-        )
+        raise bad_request("text.format must be text, json_object, or json_schema with a schema")
     json_schema = {"name": "answer", "schema": schema, "strict": format_.get("strict") is True}
     return {"type": "json_schema", "json_schema": json_schema}

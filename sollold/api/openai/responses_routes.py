@@ -32,7 +32,7 @@ from sollold.api.openai.responses_events import ResponseEvents
 from sollold.api.openai.responses_request import response_body, response_warnings
 from sollold.api.openai.responses_tools import own_tools
 from sollold.control.responses import StoredResponse, input_id
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.serving.request import Ask, Call
 
 _MAX_REFERENCED_BYTES = 24 << 20
@@ -153,10 +153,10 @@ class ResponsesRoutes:
         sizes = {id_: len(msgspec.json.encode(found[id_])) for id_ in {*ids} & found.keys()}
         if sum(sizes.get(id_, 0) for id_ in ids) > _MAX_REFERENCED_BYTES:
             message = f"the items that are referenced are longer than {_MAX_REFERENCED_BYTES} bytes together"
-            raise Refusal(Fault.BAD_REQUEST, message, status=413)
+            raise bad_request(message, status=413)
         for id_ in filter(None, ids):
             if id_ not in found:
-                raise Refusal(Fault.BAD_REQUEST, f"Item with id '{id_[:100]}' not found.", status=404)
+                raise bad_request(f"Item with id '{id_[:100]}' not found.", status=404)
         return [found[id_] if id_ else item for id_, item in zip(ids, items, strict=True)]
 
     async def _history(self, id_: str | None, client: str) -> list[Event]:
@@ -170,22 +170,19 @@ class ResponsesRoutes:
         history = await self._services.responses.conversation(id_, client)
         if history is None:
             message = f"Previous response with id '{id_[:100]}' not found. Send the whole conversation."
-            raise Refusal(Fault.BAD_REQUEST, message, field="previous_response_id")
+            raise bad_request(message, field="previous_response_id")
         return history
 
     async def _stored(self, request: web.Request, *, delete: bool = False) -> StoredResponse:
         id_ = request.match_info["id"]
         found = await self._services.responses.get(id_, holder_of(request), delete=delete)
         if found is None or found.response["id"] != id_:
-            message = f"Response with id '{id_[:100]}' not found."
-            raise Refusal(Fault.BAD_REQUEST, message, status=404)
+            raise bad_request(f"Response with id '{id_[:100]}' not found.", status=404)
         return found
 
     async def _show(self, request: web.Request) -> web.Response:
         if request.query.get("stream", "false").lower() not in ("false", "0"):
-            raise Refusal(
-                Fault.BAD_REQUEST, "stream is not supported here: the response is complete, omit stream"
-            )
+            raise bad_request("stream is not supported here: the response is complete, omit stream")
         return json_response((await self._stored(request)).response)
 
     async def _delete(self, request: web.Request) -> web.Response:
@@ -199,17 +196,15 @@ class ResponsesRoutes:
 
     async def _cancel(self, request: web.Request) -> web.Response:
         await self._stored(request)
-        raise Refusal(
-            Fault.BAD_REQUEST,
+        raise bad_request(
             "Cannot cancel a synchronous response: it is complete. "
-            "To end one in progress, close its connection",
+            "To end one in progress, close its connection"
         )
 
     async def _compact(self, request: web.Request) -> web.Response:
-        raise Refusal(
-            Fault.BAD_REQUEST,
+        raise bad_request(
             "compact is not supported: ask a model to summarise the conversation, "
-            "or send it with truncation set to auto",
+            "or send it with truncation set to auto"
         )
 
 

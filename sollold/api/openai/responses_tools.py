@@ -13,7 +13,7 @@ from typing import Any
 from sollold.api.engine.fields import require_capability
 from sollold.api.engine.tools import NO_ARGUMENTS, chosen_tools, unknown_tools_message
 from sollold.api.openai.responses_ask import ResponseAsk
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.facts import dataclass
 from sollold.models.model import Model
 
@@ -131,7 +131,7 @@ def _own_tool(namespace: str, tool: Tool) -> OwnTool:
         tool = tool["function"]
     name = SEARCH if kind == SEARCH else tool.get("name")
     if not isinstance(name, str) or not name:
-        raise Refusal(Fault.BAD_REQUEST, f"a tool of type '{kind}' needs a name")
+        raise bad_request(f"a tool of type '{kind}' needs a name")
     parameters = _TEXT_SCHEMA if kind == "custom" else tool.get("parameters") or NO_ARGUMENTS
     function = {
         "name": full_name(namespace, name),
@@ -153,10 +153,9 @@ def add_tools(body: dict[str, Any], ask: ResponseAsk, model: Model) -> None:
     mode, names = chosen_tools(ask.tool_choice)
     if not offered:
         if ask.tools and (names is not None or mode == "required"):
-            raise Refusal(
-                Fault.BAD_REQUEST,
+            raise bad_request(
                 "tool_choice requires a tool, but only your own functions can be called here; "
-                f"the tools are {', '.join(sorted({_kind(tool)[:40] for tool in ask.tools}))}",
+                f"the tools are {', '.join(sorted({_kind(tool)[:40] for tool in ask.tools}))}"
             )
         return
     require_capability(model, "tools", "tools")
@@ -164,6 +163,6 @@ def add_tools(body: dict[str, Any], ask: ResponseAsk, model: Model) -> None:
         chosen = frozenset(names)
         offered = {name: own for name, own in offered.items() if not chosen.isdisjoint((name, own.name))}
         if not offered:
-            raise Refusal(Fault.BAD_REQUEST, unknown_tools_message(names))
+            raise bad_request(unknown_tools_message(names))
     body["tools"] = [{"type": "function", "function": own.function} for own in offered.values()]
     body["tool_choice"] = mode

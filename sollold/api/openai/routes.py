@@ -73,7 +73,7 @@ from sollold.api.openai.responses_request import input_as_chat
 from sollold.api.openai.sse import ChunkEncoder, SummedUsage
 from sollold.api.openai.text_completion import CompletionEncoder
 from sollold.control.models import NodeNames
-from sollold.errors import Fault, Refusal
+from sollold.errors import bad_request
 from sollold.models.listing import Listed
 from sollold.serving.request import Ask, Call, Engine
 from sollold.units import timestamp_text
@@ -152,7 +152,7 @@ class OpenAiRoutes:
         if not name.strip():
             loaded = {instance.endpoint.model for instance in self._services.library.running()}
             if len(loaded) != 1:
-                raise Refusal(Fault.BAD_REQUEST, "model is required", field="model")
+                raise bad_request("model is required", field="model")
             name = next(iter(loaded))
         return await self._services.library.find(require_model(name))
 
@@ -367,7 +367,7 @@ class OpenAiRoutes:
         body = await read_object(request)
         ask = as_type(body, Tokenize)
         if ask.content is None:
-            raise Refusal(Fault.BAD_REQUEST, "content is required")
+            raise bad_request("content is required")
         check_tokens(ask.content, "content")
         if ask.with_pieces:
             check_pieces(ask.content)
@@ -377,7 +377,7 @@ class OpenAiRoutes:
         body = await read_object(request)
         ask = as_type(body, Detokenize)
         if ask.tokens is None:
-            raise Refusal(Fault.BAD_REQUEST, "tokens is required")
+            raise bad_request("tokens is required")
         check_tokens(list(ask.tokens), "tokens")
         listed = await self._find(ask.model)
         check_in_vocabulary(ask.tokens, listed.model)
@@ -387,7 +387,7 @@ class OpenAiRoutes:
         body = await read_object(request)
         ask = as_type(body, Infill)
         if ask.input_prefix is None or ask.input_suffix is None:
-            raise Refusal(Fault.BAD_REQUEST, "input_prefix and input_suffix are required")
+            raise bad_request("input_prefix and input_suffix are required")
         return await self._llama_only(
             request,
             with_llamas_names(typed_body(body, ask), ask),
@@ -401,7 +401,7 @@ class OpenAiRoutes:
         body = await read_object(request)
         ask = as_type(body, ApplyTemplate)
         if not ask.messages:
-            raise Refusal(Fault.BAD_REQUEST, "messages is required")
+            raise bad_request("messages is required")
         body = normalize_chat({**body, "messages": ask.messages, "tools": ask.tools})
         return await self._llama_only(request, body, await self._find(ask.model), "/apply-template", ask)
 
