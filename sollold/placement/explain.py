@@ -7,16 +7,15 @@ from dataclasses import replace
 from itertools import combinations
 
 from sollold.facts import dataclass
-from sollold.machine.device import PROCESSOR, Kind
 from sollold.models.footprint.footprint import Footprint
 from sollold.models.gguf.tensor_types import by_name
 from sollold.placement import context, cost_model
 from sollold.placement.evaluate import Candidate
 from sollold.placement.inventory import DeviceCapacity, Fleet, Machine
-from sollold.placement.missing_memory import buffers_on_fewest, missing_on, usable
+from sollold.placement.missing_memory import additional_machine, buffers_on_fewest, missing_on, usable
 from sollold.placement.planner import FootprintOf, PlacementChoice, choose
 from sollold.placement.request import MOST_DEVICES, PlacementRequest, Policy
-from sollold.settings.schema import GIB, MIB, NodeSettings, PlacementSettings
+from sollold.settings.schema import GIB, MIB
 from sollold.units import bytes_text
 
 LEAST_HELD_BACK = 64 * MIB
@@ -111,6 +110,8 @@ def explain(
         parts.append(f"Missing: {bytes_text(missing)}.")
     elif not heads:
         parts.append("No machine that has the file can take part.")
+    elif request.fixed:
+        parts.append(f"The layers can't be placed as named{_closest(choice)}.")
     else:
         parts.append(
             "Total memory suffices but is fragmented: each layer must fit whole on one device, with that "
@@ -182,7 +183,7 @@ def _remedies(
     if size := _max_size(request, footprint, lambda f: fits(request, fleet, f(footprint_of)) is not None):
         found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")
     if request.distributed and not request.fixed:
-        size = _additional_machine(request, fleet, footprint, missing, fits_with=fits_on)
+        size = additional_machine(request, fleet, footprint, missing, fits_with=fits_on)
         if size:
             found.append(f"another machine with {size // GIB} GiB of free memory")
     if not found:
@@ -376,31 +377,3 @@ def _with_released(fleet: Fleet, deployment: Busy) -> Fleet:
             for machine in fleet.machines
         ),
     )
-
-
-def _additional_machine(
-    request: PlacementRequest,
-    fleet: Fleet,
-    footprint: Footprint,
-    missing: int,
-    *,
-    fits_with: Callable[[Fleet], bool],
-) -> int:
-    """Return the bytes (whole GiB) of the smallest additional machine that suffices; 0 when one does not."""
-    total = footprint.host_weights + sum(footprint.weights) + sum(footprint.state)
-    holds = not any(machine.holds for machine in fleet.machines)
-    overhead = max((machine.cpu.overhead for machine in fleet.machines if machine.cpu is not None), default=0)
-
-    def fits(size: int) -> bool:
-        room = int(size * GIB * (1 - PlacementSettings().spare)) - NodeSettings().reserve
-        capacity = DeviceCapacity("another", PROCESSOR, Kind.CPU, room, overhead)
-        machine = Machine("another", "another", (capacity,), holds=holds)
-        return fits_with(replace(fleet, machines=(*fleet.machines, machine)))
-
-    low, high = -(-max(missing, 1) // GIB) - 1, -(-total * 2 // GIB) + 3
-    if low >= high or not fits(high):
-        return 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high * GIB

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from sollold.machine.device import PROCESSOR, Kind
 from sollold.models.footprint.footprint import Footprint
 from sollold.placement.evaluate import host_share
 from sollold.placement.inventory import DeviceCapacity, Fleet, Machine
 from sollold.placement.request import PlacementRequest
 from sollold.placement.search import FEW
-from sollold.settings.schema import MIB
+from sollold.settings.schema import GIB, MIB, NodeSettings, PlacementSettings
 
 _STEP = 4 * MIB
 """Accuracy of the missing bytes."""
@@ -73,3 +74,31 @@ def buffers_on_fewest(
         size += buffer
         remaining -= capacity.room - buffer
     return size
+
+
+def additional_machine(
+    request: PlacementRequest,
+    fleet: Fleet,
+    footprint: Footprint,
+    missing: int,
+    *,
+    fits_with: Callable[[Fleet], bool],
+) -> int:
+    """Return the bytes (whole GiB) of the smallest additional machine that suffices; 0 when one does not."""
+    total = footprint.host_weights + sum(footprint.weights) + sum(footprint.state)
+    holds = not any(machine.holds for machine in fleet.machines)
+    overhead = max((machine.cpu.overhead for machine in fleet.machines if machine.cpu is not None), default=0)
+
+    def fits(size: int) -> bool:
+        room = int(size * GIB * (1 - PlacementSettings().spare)) - NodeSettings().reserve
+        capacity = DeviceCapacity("another", PROCESSOR, Kind.CPU, room, overhead)
+        machine = Machine("another", "another", (capacity,), holds=holds)
+        return fits_with(replace(fleet, machines=(*fleet.machines, machine)))
+
+    low, high = -(-max(missing, 1) // GIB) - 1, -(-total * 2 // GIB) + 3
+    if low >= high or not fits(high):
+        return 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high * GIB

@@ -155,6 +155,10 @@ def _fixed_on(search: SearchContext, head: Machine, counts: list[tuple[str, int]
         runs = by_room(memory, rooms) or [(0, count)]
         holds += [(s, start + a, start + b) for s, (a, b) in zip(capacities, runs, strict=False) if b > a]
         start += count
+    if len(holds) > MOST_DEVICES:
+        reason = f"they need {len(holds)} devices, and llama.cpp takes at most {MOST_DEVICES}"
+        search.lost.append(Alternative("the fixed counts", 0.0, reason))
+        return None
     return search.evaluate(head, on_host, holds, links)
 
 

@@ -217,6 +217,14 @@ def test_a_header_without_facts_gives_a_shape(tmp_path: Path) -> None:
     assert _total(guess) >= 0
 
 
+@pytest.mark.parametrize("key", ["attention.head_count_kv", "attention.value_length", "block_count"])
+def test_negative_numbers_in_a_header_count_as_missing(tmp_path: Path, key: str) -> None:
+    header = gguf.read(write(tmp_path / "m.gguf", "llama", Size(layers=2)))
+    shape = shape_of(dataclasses.replace(header, metadata={**header.metadata, f"llama.{key}": -(2**63)}))
+    made = footprint(shape, Run(context=512))
+    assert min(*made.state, *made.weights, made.compute(0, 1, devices=1, offloaded=2)) >= 0
+
+
 def test_a_graph_reuses_memory_of_finished_tensors() -> None:
     graph = Graph()
     first = graph.add(1024)

@@ -207,6 +207,18 @@ def test_a_limit_on_the_number_of_machines_is_named() -> None:
     assert choose(replace(request, workers=2), cluster, FOOTPRINTS).candidate is not None
 
 
+def test_layers_on_more_devices_than_llama_cpp_takes_are_refused() -> None:
+    nodes = [f"n{number}" for number in range(17)]
+    cluster = fleet(*(machine(cpu(node, 2 * GIB), holds=node == "n0") for node in nodes))
+    fixed = tuple((node, 1) for node in nodes)
+    assert (
+        "can't be placed as named (the fixed counts: they need 16 devices, and llama.cpp takes at most 15)"
+        in (shortfall_of(replace(REQUEST, fixed=fixed), cluster).message)
+    )
+    fewer = (("n0", 2), *fixed[2:])
+    assert choose(replace(REQUEST, fixed=fewer), cluster, FOOTPRINTS).candidate is not None
+
+
 def test_the_reason_against_a_machine_is_that_of_its_closest_placement() -> None:
     # All layers fit on the GPU; the processor has a little too little for the rest.
     cluster = fleet(machine(cpu("a", 300 * MIB), gpu("a", 8 * GIB), holds=True))

@@ -20,8 +20,8 @@ class Hparams:
         self.arch = header.architecture
         self.row: Architecture = ARCHITECTURES.get(self.arch, UNKNOWN)
         self.count = min(max(self.integer("block_count"), 1), 1024)
-        self.trunk = max(self.count - max(self.integer("nextn_predict_layers"), 0), 0)
-        self.embd = max(self.integer("embedding_length"), 0)
+        self.trunk = max(self.count - self.integer("nextn_predict_layers"), 0)
+        self.embd = self.integer("embedding_length")
         self.heads = self.each("attention.head_count", 0)
         self.heads_kv = self.each("attention.head_count_kv", self.heads)
         self.ff = self.each("feed_forward_length", 0)
@@ -34,7 +34,7 @@ class Hparams:
         self.window = self._window()
         self.windowed = self._windowed()
         shared = self.integer("attention.shared_kv_layers")
-        self.kv_layers = self.row.kv_from_start or self.count - max(shared, 0)
+        self.kv_layers = self.row.kv_from_start or self.count - shared
         self.per_layer = self.integer("embedding_length_per_layer_input")
         if self.row.streams > 1:
             self.per_layer = _ALTUP_RANK
@@ -43,12 +43,14 @@ class Hparams:
             self.latent = self.integer("attention.kv_lora_rank")
 
     def integer(self, key: str, default: int = 0) -> int:
-        """Return an integer from the metadata under the architecture's prefix."""
-        return self.header.integer(f"{self.arch}.{key}", default)
+        """Return an integer from the metadata under the architecture's prefix; the default if it is negative,
+        which llama.cpp refuses."""
+        value = self.header.integer(f"{self.arch}.{key}", default)
+        return value if value >= 0 else default
 
     def each(self, key: str, default: int | tuple[int, ...]) -> tuple[int, ...]:
         """Return one integer per layer, from a single value or an array; ``default`` if there is neither."""
-        values = self.header.integers(f"{self.arch}.{key}")
+        values = tuple(max(value, 0) for value in self.header.integers(f"{self.arch}.{key}"))
         if len(values) == 1:
             return values * self.count
         if len(values) >= self.count:
