@@ -806,6 +806,8 @@ def test_prefixes_depend_on_the_start_of_a_conversation() -> None:
     later = [*first, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     assert prefix_of(first) == prefix_of(later) != ""
     assert prefix_of(first) != prefix_of([{"role": "user", "content": "a"}])
+    cached = {"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}
+    assert prefix_of([{"role": "system", "content": [cached]}, first[1]]) == prefix_of(first)
     assert prefix_of(None) == prefix_of([]) == prefix_of(["x"]) == ""
 
 

@@ -134,8 +134,7 @@ def prefix_of(messages: object) -> str:
         for message in messages[:8]:
             if not isinstance(message, dict):
                 return ""
-            content = message.get("content")
-            start.append(content[:_MAX_CHARACTERS] if isinstance(content, str) else content)
+            start.append(_start_of(message.get("content")))
             if message.get("role") == "user":
                 break
     else:
@@ -143,3 +142,13 @@ def prefix_of(messages: object) -> str:
     if not any(start):
         return ""
     return hashlib.blake2b(msgspec.json.encode(start)[: 4 * _MAX_CHARACTERS], digest_size=8).hexdigest()
+
+
+def _start_of(content: Any) -> Any:
+    """Return what identifies a message's content: its text without, say, a ``cache_control``, which agents
+    move from message to message, and then make a list of a string.
+    """
+    if isinstance(content, list):
+        parts = [part.get("text", part) if isinstance(part, dict) else part for part in content]
+        content = parts[0] if len(parts) == 1 else parts
+    return content[:_MAX_CHARACTERS] if isinstance(content, str) else content
