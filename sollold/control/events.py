@@ -173,7 +173,9 @@ class ClusterWatcher:
         self._loaded = loaded
         self._records: dict[str, Record] = {}
         self._endpoints: dict[_Key, Endpoint] = {}
+        self._clock = 0.0
         self._began: dict[_Key, float] = {}
+        """Monotonic time at which each load began."""
         self._leader = Term()
         self._offline: dict[str, OfflineNode] = {}
 
@@ -192,8 +194,12 @@ class ClusterWatcher:
                 return True
         return False
 
-    def observe(self, live: Sequence[Record], leader: Term, now: float) -> None:
-        """Compare with the previous state and log the changes; the first call only records the state."""
+    def observe(self, live: Sequence[Record], leader: Term, now: float, clock: float) -> None:
+        """Compare with the previous state and log the changes; the first call only records the state.
+
+        ``now``: Unix time; ``clock``: monotonic seconds, since the system's clock may be set during a load.
+        """
+        self._clock = clock
         first = not self._records
         records = {record.node: record for record in live}
         if not first:
@@ -276,7 +282,7 @@ class ClusterWatcher:
             if (previous is None or previous.state is not endpoint.state) and not quiet:
                 self._log_state(key, records[key[0]], endpoint, previous, now)
             elif previous is None and endpoint.state in _LOADING:
-                self._began[key] = now
+                self._began[key] = self._clock
         for key, endpoint in self._endpoints.items():
             if key in found:
                 continue
@@ -299,7 +305,7 @@ class ClusterWatcher:
         if state in _LOADING:
             if previous is not None and previous.state in _LOADING:
                 return
-            self._began[key] = now
+            self._began[key] = self._clock
             spread = _machines(endpoint)
             message = f"{endpoint.model} is being loaded by {record.name}{spread}"
             self._add(now, EventKind.MODEL_LOADING, message, key, record.name, endpoint)
@@ -307,7 +313,7 @@ class ClusterWatcher:
         began = self._began.pop(key, None)
         loading = previous is None or previous.state in _LOADING
         if state is State.READY and loading:
-            duration = f" after {now - began:.1f} s" if began is not None else ""
+            duration = f" after {self._clock - began:.1f} s" if began is not None else ""
             message = f"{endpoint.model} is loaded on {record.name}{duration}"
             self._add(now, EventKind.MODEL_LOADED, message, key, record.name, endpoint)
         elif state is State.FAILED:
@@ -317,7 +323,7 @@ class ClusterWatcher:
             return
         # An engine that fails later was loaded.
         if key[0] == self._me and (began is not None or (state is State.FAILED and loading)):
-            seconds = now - began if began is not None else 0.0
+            seconds = self._clock - began if began is not None else 0.0
             self._loaded(LoadTime(endpoint.model, seconds, state is State.READY))
 
     def _add(

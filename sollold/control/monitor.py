@@ -193,7 +193,7 @@ class Monitor:
     def _observe(self) -> None:
         self._pending = None
         newest = self.events.newest
-        self._watcher.observe(self._view.live(), self._view.leader(), time.time())
+        self._watcher.observe(self._view.live(), self._view.leader(), time.time(), time.monotonic())
         if self.events.newest != newest:
             self._wake()
 

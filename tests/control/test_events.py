@@ -31,14 +31,15 @@ class Scene:
         self.watcher = ClusterWatcher(
             self.log, "aa", self.left.__contains__, self.loads.append, self.evicted.__contains__
         )
-        self.now = 100.0
+        self.now, self.clock = 100.0, 0.0
         self.update(*records)
         self.seen = self.log.newest
 
     def update(self, *records: Record, leader: Term = LEAD) -> list[tuple[EventKind, str]]:
         self.now += 1
+        self.clock += 1
         before = self.log.newest
-        self.watcher.observe(records, leader, self.now)
+        self.watcher.observe(records, leader, self.now, self.clock)
         return [(event.kind, event.message) for event in self.log.after(before)]
 
 
@@ -128,6 +129,15 @@ def test_a_load_that_fails_is_counted() -> None:
     scene.update(replace(ANNA, endpoints=(replace(SPREAD, state=State.LOADING),)))
     scene.update(replace(ANNA, endpoints=(replace(SPREAD, state=State.FAILED),)))
     assert scene.loads == [LoadTime("big:latest", 1.0, False)]
+
+
+def test_a_clock_that_is_set_during_a_load_does_not_change_its_duration() -> None:
+    scene = Scene(ANNA)
+    scene.update(replace(ANNA, endpoints=(SPREAD,)))
+    scene.now += 50 * 366 * 86400.0
+    (loaded,) = scene.update(replace(ANNA, endpoints=(replace(SPREAD, state=State.READY),)))
+    assert loaded[1] == "big:latest is loaded on anna after 1.0 s"
+    assert [load.seconds for load in scene.loads] == [1.0]
 
 
 def test_a_model_that_is_unloaded_or_lost_with_its_node() -> None:
