@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sollold.daemon.main import _describe
+from sollold.daemon.main import _describe, _locked
 from sollold.settings.paths import Places
 from sollold.settings.state_file import write_whole
 
@@ -25,6 +25,26 @@ def test_a_full_disk_is_reported_with_the_file(tmp_path: Path, monkeypatch: pyte
     places = Places(tmp_path / "state", tmp_path / "cache")
     assert _describe(caught.value, places) == f"No space left on device: {tmp_path / 'node-key'}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_files_of_killed_daemons_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = Places(tmp_path / "state", tmp_path / "cache")
+    places.make()
+    monkeypatch.setattr(Path, "replace", _killed)
+    monkeypatch.setattr(Path, "unlink", _killed)
+    with pytest.raises(SystemExit):
+        write_whole(places.state / "keyring", b"secret")
+    monkeypatch.undo()
+    (places.state / "notes.new").touch()
+    assert len(list(places.state.iterdir())) == 2
+    with _locked(places):
+        assert sorted(path.name for path in places.state.iterdir()) == ["lock", "notes.new"]
+
+
+def _killed(*_: object) -> None:
+    raise SystemExit
 
 
 def test_a_file_of_another_user_is_reported_with_the_chown_command(

@@ -27,6 +27,7 @@ from sollold.daemon.stuck_threads import StuckThreads
 from sollold.errors import system_reason
 from sollold.settings.load import LoadedSettings
 from sollold.settings.paths import Places, places
+from sollold.settings.state_file import remove_unfinished
 
 logger = logging.getLogger("sollold")
 
@@ -75,6 +76,7 @@ def _locked(folders: Places) -> Iterator[None]:
                 f"another sollold uses the state folder {folders.state} (see `systemctl status sollold`). "
                 "For a second one, choose other folders: --set node.state_dir=… --set node.cache_dir=…"
             ) from None
+        remove_unfinished(folders.state)
         yield
     finally:
         os.close(lock)

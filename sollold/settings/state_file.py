@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shlex
 import tempfile
 import threading
@@ -13,6 +14,8 @@ from pathlib import Path
 from sollold.errors import system_reason
 
 log = logging.getLogger("sollold.settings")
+
+_TEMPORARY = re.compile(r"\.\d+-\d+\.new$")
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -47,6 +50,17 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what processes that were killed while they wrote to ``folder`` have left. Blocks.
+
+    Call it only while no other process writes there.
+    """
+    for path in folder.glob("*.new"):
+        if _TEMPORARY.search(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def keep_copy(path: Path, data: bytes) -> Path:
