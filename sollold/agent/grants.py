@@ -108,6 +108,8 @@ class GrantManager:
         )
         self._starting: dict[str, asyncio.Task[Done]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._loaded: set[str] = set()
+        """Deployments whose heads have reported that they are loaded."""
         self._checked: set[str] = set()
         """Deployments whose external workers were free when they took them."""
         self._reports: set[asyncio.Task[None]] = set()
@@ -254,6 +256,9 @@ class GrantManager:
         done, actions = self.ledger.renew(request, self._now())
         self._apply(actions)
         if done.ok and request.loaded:
+            if request.deployment not in self._loaded:
+                self._loaded.add(request.deployment)
+                self.memory.invalidate()
             self.workers.keep_tensors(request.deployment)
             worker = self.workers.get(request.deployment)
             return replace(done, work=worker.process.work() if worker is not None else 0)
@@ -319,6 +324,7 @@ class GrantManager:
             await self.workers.stop(deployment)
         finally:
             self._checked.discard(deployment)
+            self._loaded.discard(deployment)
             # The dead processes' memory is free now; the next grant measures it.
             self.memory.invalidate()
             self._ending.pop(deployment, None)
@@ -392,10 +398,11 @@ class GrantManager:
     def _external_taken(self) -> frozenset[str]:
         return frozenset(external_address(grant.device) for grant in self.ledger.grants()) - {""}
 
-    def _processes(self) -> list[tuple[str, list[Process]]]:
+    def _processes(self) -> list[tuple[str, list[Process], dict[str, int]]]:
         found = []
         for deployment in self.ledger.deployments():
             worker = self.workers.get(deployment)
             processes = (worker.process if worker else None, self._head_process(deployment))
-            found.append((deployment, [process for process in processes if process is not None]))
+            loaded = self.ledger.bytes_of(deployment) if deployment in self._loaded else {}
+            found.append((deployment, [process for process in processes if process is not None], loaded))
         return found

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sollold.agent.memory_room import MeasuredMemory
 from sollold.engines.external.workers import ExternalWorkers
 from sollold.engines.llamacpp.process import Process
-from sollold.machine.device import PROCESSOR
+from sollold.machine.device import PROCESSOR, Kind
 from sollold.machine.devices import DeviceMeter, Measurement
 from sollold.retry import LogAndRetry
 
@@ -35,10 +35,11 @@ class MemoryMonitor:
         self,
         meter: DeviceMeter,
         external: ExternalWorkers,
-        processes: Callable[[], Sequence[tuple[str, list[Process]]]],
+        processes: Callable[[], Sequence[tuple[str, list[Process], Mapping[str, int]]]],
         measured: Callable[[MeasuredMemory], None],
     ) -> None:
-        """``processes``: returns those of each deployment; ``measured``: called with each measurement."""
+        """``processes``: returns those of each deployment, and what it holds once it is loaded, by device;
+        ``measured``: called with each measurement."""
         self._meter = meter
         self._external = external
         self._processes = processes
@@ -70,7 +71,9 @@ class MemoryMonitor:
         return await self.measure() and (not self._outdated or await self.measure())
 
     def invalidate(self) -> None:
-        """Discard the last measurement, and one that is running: memory was freed. A grant measures again."""
+        """Discard the last measurement, and one that is running: memory was freed, or a model is loaded now.
+        A grant measures again."""
+        self._meter.memory_changed()
         self._measured_at = float("-inf")
         self._outdated = True
 
@@ -98,7 +101,7 @@ class MemoryMonitor:
         return True
 
     async def _measure(self) -> None:
-        processes = dict(self._processes())
+        processes = self._processes()
         self._outdated = False
         self._measured, self._allocated = await asyncio.to_thread(self._measure_blocking, processes)
         if not self._outdated:
@@ -113,15 +116,19 @@ class MemoryMonitor:
         self._report(MeasuredMemory(devices, self._allocated, self._meter.reserves(), taken))
 
     def _measure_blocking(
-        self, processes: dict[str, list[Process]]
+        self, processes: Sequence[tuple[str, list[Process], Mapping[str, int]]]
     ) -> tuple[Measurement, dict[str, dict[str, int]]]:
         """Measure the devices, and what each deployment has allocated. Blocks."""
         measurement = self._meter.measure()
+        gpus = {device.id for device in measurement.devices if device.kind is Kind.GPU and not device.pool}
         allocated: dict[str, dict[str, int]] = {}
-        for deployment, running in processes.items():
+        for deployment, running, loaded in processes:
             sizes = allocated.setdefault(deployment, {})
             for process in running:
                 sizes[PROCESSOR] = sizes.get(PROCESSOR, 0) + process.memory()
                 for device, size in measurement.processes.get(process.pid, {}).items():
                     sizes[device] = sizes.get(device, 0) + size
+            # Many drivers do not tell what each process holds, and in a container they use other process ids.
+            for device in loaded.keys() & gpus:
+                sizes.setdefault(device, loaded[device])
         return measurement, allocated

@@ -64,6 +64,8 @@ class DeviceMeter:
         self._listed: list[ListedDevice] = []
         self._listed_at = float("-inf")
         self._list_failed = False
+        self._changed = False
+        """Whether memory was taken or freed since the last listing."""
         self._warned_absent: Path | None = None
 
     @property
@@ -110,6 +112,11 @@ class DeviceMeter:
             self._server = server
             self._listed_at = float("-inf")
 
+    def memory_changed(self) -> None:
+        """List GPUs that NVML does not measure again in the next measurement."""
+        with self._lock:
+            self._changed = True
+
     def measure(self) -> Measurement:
         """Measure the devices. The first call takes up to 2 s, for the processor's speed."""
         with self._measuring:
@@ -122,12 +129,15 @@ class DeviceMeter:
     def _list(self, gpus: Collection[Gpu]) -> None:
         with self._lock:
             server, known, listed_at = self._server, self._listed, self._listed_at
+            changed, self._changed = self._changed, False
         if server is None:
             return
         # Figures of GPUs that NVML does not measure get outdated; and a driver may come up after the daemon.
         measured = {f"CUDA{index}" for index, gpu in enumerate(gpus) if gpu.readable}
         outdated = self._list_failed or (not known and measured) or any(d.id not in measured for d in known)
-        if listed_at == float("-inf") or (outdated and time.monotonic() - listed_at > LIST_SECONDS):
+        if listed_at == float("-inf") or (
+            outdated and (changed or time.monotonic() - listed_at > LIST_SECONDS)
+        ):
             fresh = listed(server)
             with self._lock:
                 if self._server == server:

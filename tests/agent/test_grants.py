@@ -13,11 +13,12 @@ from sollold.agent import grants, memory_monitor, term_file
 from sollold.agent.term_file import TermFile
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Commit, Done, Release, Renew, Reserve, Reserved, Unload
+from sollold.engines.install.find import Llama
 from sollold.machine.devices import DeviceMeter, Measurement
 from sollold.settings.schema import MIB
 from sollold.settings.state_file import write_whole
 from sollold.tasks import cancel_and_wait
-from tests.agent_cluster import MISSING_LLAMA, AgentCluster, running_agents
+from tests.agent_cluster import MISSING_LLAMA, TERM, AgentCluster, running_agents
 from tests.doubles import until
 
 
@@ -236,6 +237,38 @@ async def test_the_folder_of_a_cancelled_start_is_deleted_once_it_is_made(
             responds.set()
         await deleting
         assert not await asyncio.to_thread(list, (folder / "a").rglob("d"))
+
+
+async def test_memory_of_a_gpu_that_reports_no_processes_is_counted_once(folder: Path) -> None:
+    """As of an AMD GPU, or of any in a container."""
+    server = folder / "llama-server"
+
+    def show(free: int) -> None:
+        server.write_text(f"#!/bin/sh\necho '  ROCm0: AMD (24000 MiB, {free} MiB free)'\n")
+        server.chmod(0o755)
+
+    show(23000)
+    cluster = AgentCluster(folder, Llama(server, server, "b1", "c", frozenset()))
+    await cluster.add("a", limit=0)
+    try:
+
+        async def reserved(deployment: str, size: int) -> str:
+            request = Reserve(TERM, deployment, "a", {"ROCm0": size * MIB})
+            return str((await cluster.call("l", "a", "reserve", request)).reason)
+
+        assert await reserved("d", 10000) == ""
+        assert (await cluster.call("a", "a", "commit", Commit("d", "a", (), "b1"))).ok
+        assert "requested" in await reserved("e", 14000), "nothing is loaded yet"
+        show(13500)
+        assert (await cluster.call("a", "a", "renew", Renew("d", "a", loaded=True))).ok
+        assert await reserved("e", 13000) == ""
+        assert "requested" in await reserved("f", 500)
+        for deployment in "de":
+            await cluster.call("l", "a", "release", Release(TERM, deployment, "a"))
+        show(23000)
+        assert await reserved("f", 22000) == ""
+    finally:
+        await cluster.close()
 
 
 async def test_a_grant_counts_memory_that_was_freed_a_moment_ago(
