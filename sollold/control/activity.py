@@ -72,6 +72,7 @@ class FinishedRequest:
     Attributes:
         time: when it ended, in seconds since the epoch.
         model: the model's name in the cluster, else as requested; ``node``: the node that served it.
+        known: whether the cluster has the model.
         outcome: ``ok``, ``error`` or ``cancelled``; ``error``: the message to the caller.
         first_token: seconds until the first event; negative when there was none.
         seconds: total duration; ``queue``, ``load``: seconds of it spent queued and loading.
@@ -93,6 +94,7 @@ class FinishedRequest:
     queue: float
     load: float
     resumed: int
+    known: bool = True
 
 
 class Activity:
@@ -134,7 +136,7 @@ class Activity:
         self.failed += done.outcome == "error"
         self.prompt_tokens += done.prompt_tokens
         self.recent.append(done)
-        stats = self._of(done.path, done.model if done.node else "")
+        stats = self._of(done.path, done.model if done.known else "")
         stats.outcomes[done.outcome] = stats.outcomes.get(done.outcome, 0) + 1
         stats.prompt_tokens += done.prompt_tokens
         stats.generated_tokens += done.tokens

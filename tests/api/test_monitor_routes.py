@@ -227,7 +227,7 @@ async def test_active_and_recent_requests(serve: Serve, http: ClientSession) -> 
     assert f"sollold_generation_tokens_total{{{labels}}} 20.0" in text
     assert f"sollold_prompt_tokens_total{{{labels}}} 7.0" in text
     assert f"sollold_time_to_first_token_seconds_count{{{labels}}} 1.0" in text
-    assert 'sollold_requests_total{model="",outcome="error",route="/api/chat"} 1.0' in text
+    assert 'sollold_requests_total{model="demo:latest",outcome="error",route="/api/chat"} 1.0' in text
 
 
 async def test_an_answer_in_one_piece_has_its_engines_times(serve: Serve, http: ClientSession) -> None:

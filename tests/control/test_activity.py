@@ -67,7 +67,9 @@ def test_counts_by_route_and_model() -> None:
     resumed_requests: list[FinishedRequest] = []
     activity.on_resumed = resumed_requests.append
     activity.add_finished(done(), [1, 1], 0.1)
-    activity.add_finished(done(outcome="error", node="", first_token=-1.0, tokens=0, prompt_tokens=0))
+    activity.add_finished(
+        done(outcome="error", node="", known=False, first_token=-1.0, tokens=0, prompt_tokens=0)
+    )
     activity.add_finished(done(resumed=2), lost=3.0)
     stats = activity.stats["/api/chat", "demo:latest"]
     assert (stats.prompt_tokens, stats.generated_tokens, stats.outcomes) == (14, 6, {"ok": 2})

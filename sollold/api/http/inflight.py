@@ -121,12 +121,13 @@ class InflightRequest:
     def finished(self) -> FinishedRequest:
         """Return the record to keep of it."""
         prompt, generated = self._counts()
-        routing = self.routing
+        routing, resolved = self.routing, self.ask.resolved
+        name = resolved.model.name if resolved is not None else ""
         return FinishedRequest(
             id=self.ask.id,
             time=time.time(),
             path=self.path,
-            model=routing.model if routing is not None else self.ask.model[:200],
+            model=routing.model if routing is not None else name or self.ask.model[:200],
             node=routing.node if routing is not None else "",
             backend=str(routing.backend) if routing is not None else "",
             outcome=self.outcome,
@@ -138,6 +139,7 @@ class InflightRequest:
             queue=routing.queue_ms / 1000 if routing is not None else 0.0,
             load=routing.load_ms / 1000 if routing is not None else 0.0,
             resumed=routing.resumed if routing is not None else 0,
+            known=routing is not None or bool(name),
         )
 
 
