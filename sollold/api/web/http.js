@@ -44,7 +44,10 @@ export async function request(path, options = {}) {
   if (key()) headers.Authorization = `Bearer ${key()}`;
   if (options.body !== undefined) headers["Content-Type"] = "application/json";
   // Bypass the browser's cache, where a long stream would block other requests for the same URL.
-  const answer = await fetch(base + path, { ...options, headers, cache: "no-store" });
+  const answer = await fetch(base + path, { ...options, headers, cache: "no-store" }).catch((error) => {
+    // Each browser words a failed connection differently.
+    throw error.name === "AbortError" ? error : new Error("the node does not answer");
+  });
   if (answer.ok) return answer;
   if (answer.status === 401) tell();
   let text = "";
