@@ -15,6 +15,7 @@ import uvloop
 
 from sollold.cluster.net import dialer
 from sollold.cluster.net.dialer import Dialer, _attempt
+from sollold.cluster.net.http_connection import HttpConnection
 from sollold.cluster.net.identity import Identity, Tokens, tls_name
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
@@ -129,3 +130,14 @@ async def test_too_many_open_files_fail_an_attempt_like_any_other_fault(
     with pytest.raises(PeerError, match="Too many open files"):
         await calls.call(key(1).node, "add", True, bool, timeout=1)
     await calls.close()
+
+
+@pytest.mark.parametrize("refusing", [0, 2])
+async def test_a_node_is_reached_at_its_last_address(peers: RpcServer, refusing: int) -> None:
+    address = ("127.0.0.1", peers.port)
+    addresses = (*[("127.0.0.1", doubles.free_port()) for _ in range(refusing)], address)
+    reach = Dialer(Identity(key(2), TOKENS), lambda node: addresses)
+    node = key(1).node
+    protocol, found, used = await reach.connect(node, HTTP, lambda: HttpConnection(tls_name(node)), timeout=5)
+    protocol.close()
+    assert (found, used) == (node, address)

@@ -211,7 +211,8 @@ async def _first_connected(
     try:
         while winner is None and (waiting or running):
             if waiting:
-                running[asyncio.create_task(attempt(waiting[0]))] = waiting.pop(0)
+                address = waiting.pop(0)
+                running[asyncio.create_task(attempt(address))] = address
             left = deadline - loop.time()
             if left <= 0:
                 failures.append(f"no answer within {timeout:g} s")
