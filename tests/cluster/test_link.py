@@ -135,6 +135,18 @@ async def test_junk_on_a_link_ends_it(pair: Pair, sent: bytes) -> None:
     await link_pair.close()
 
 
+async def test_a_message_of_a_later_release_does_not_end_a_link(pair: Pair) -> None:
+    link_pair = LinkPair(pair)
+    await link_pair.start(pair)
+    link = link_pair.links[0]._links[IDS[1]]
+    link_pair.links[1]._links[IDS[0]]._transport.write(frame(msgspec.msgpack.encode((6, "news"))))
+    link_pair.measures.clear()
+    await until(lambda: {number for number, *_ in link_pair.measures} == {0, 1})
+    assert link_pair.links[0]._links[IDS[1]] is link and not link.said_bye
+    assert {kind for _, kind, _ in link_pair.events} == {"made"}
+    await link_pair.close()
+
+
 async def test_ending_a_link_because_of_invalid_data_is_not_a_loss(pair: Pair) -> None:
     link_pair = LinkPair(pair)
     await link_pair.start(pair)

@@ -88,7 +88,13 @@ class Bye(msgspec.Struct, frozen=True, tag=5, array_like=True):
     """Announces that the link is closed on purpose."""
 
 
+_LAST_TAG = 5
 _decoder = msgspec.msgpack.Decoder(Hello | Ping | Pong | Load | Took | Bye)
+
+
+def _is_of_later_release(message: bytes) -> bool:
+    """Whether it has a tag above all of this release: an array that begins with a small number."""
+    return len(message) > 1 and message[0] >> 4 == 9 and _LAST_TAG < message[1] < 0x80
 
 
 def neighbours(me: str, nodes: Iterable[str]) -> frozenset[str]:
@@ -282,7 +288,8 @@ class StandingLink(asyncio.Protocol):
         try:
             self._bytes.feed(data)
             while (message := self._bytes.take_message()) is not None:
-                self._hear(_decoder.decode(message))
+                if not _is_of_later_release(message):
+                    self._hear(_decoder.decode(message))
         except (FrameError, *UNDECODABLE) as error:
             name = self._links.name(self.node)
             log.warning("the link with %s carried an invalid message: %s", name, error)
