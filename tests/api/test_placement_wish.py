@@ -85,6 +85,25 @@ async def test_a_file_and_external_workers_are_registered_first(
     assert cluster.asked[0] == ("external", ("10.0.0.9:50052",))
 
 
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/embeddings", {"input": "a"}), ("/tokenize", {"content": "a"})]
+)
+async def test_placement_applies_to_embeddings_and_tokens(
+    serve: Serve, http: ClientSession, path: str, body: dict[str, Any]
+) -> None:
+    cluster, service = PlainCluster(), ScriptedService(b"{}")
+    services = parts(service, cluster=cluster)
+    url = await serve(services)
+    placement = {"file": "/models/x.gguf", "external": ["10.0.0.9:50052"]}
+    async with http.post(url + path, json={"model": "x", "placement": placement, **body}) as answer:
+        assert answer.status == 200, await answer.text()
+        assert "X-Sollold-Warning" not in answer.headers
+    library: Any = services.library
+    assert library.files == ["/models/x.gguf"]
+    assert cluster.asked[0] == ("external", ("10.0.0.9:50052",))
+    assert service.asks[0].placement == PlacementWish(external=("10.0.0.9:50052",))
+
+
 async def test_a_file_is_refused_from_another_machine(serve: Serve, http: ClientSession) -> None:
     services = parts(ScriptedService())
     url = await serve(services)

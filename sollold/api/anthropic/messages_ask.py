@@ -6,9 +6,8 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.fields import CallerFields
 from sollold.api.engine.number_ranges import Limit, Share, Small, Temperature
-from sollold.api.engine.placement import PlacementBody
+from sollold.api.engine.placement import PlacedFields
 
 
 class Thinking(msgspec.Struct):
@@ -39,10 +38,9 @@ class Turn(msgspec.Struct):
     content: str | list[dict[str, Any]] | None = None
 
 
-class Tokens(CallerFields, kw_only=True):
+class Tokens(PlacedFields, kw_only=True):
     """``POST /v1/messages/count_tokens``."""
 
-    model: str = ""
     messages: list[Turn] | None = None
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
@@ -63,4 +61,3 @@ class Messages(Tokens, kw_only=True):
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None
     num_ctx: Small | None = None
-    placement: PlacementBody | None = None

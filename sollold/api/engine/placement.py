@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from aiohttp import web
 
-from sollold.api.engine.fields import require_model
+from sollold.api.engine.fields import CallerFields, require_model
 from sollold.api.http.access import client_of, require
-from sollold.api.http.body import as_type
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
 from sollold.errors import bad_request
@@ -57,6 +56,13 @@ class PlacementBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         )
 
 
+class PlacedFields(CallerFields, kw_only=True):
+    """`CallerFields`, with the model and the wishes for its placement."""
+
+    model: str = ""
+    placement: PlacementBody | None = None
+
+
 async def prepare_placement(
     request: web.Request, services: AppServices, placement: PlacementBody | None
 ) -> str:
@@ -96,18 +102,3 @@ def _check_external(request: web.Request, services: AppServices, addresses: list
     for address in addresses:
         if address not in known:
             require(request, Scope.MODELS, f"naming {address[:100]!r}, a worker that no node knows,")
-
-
-class _Placed(msgspec.Struct):
-    """A request of which only the placement is decoded."""
-
-    placement: PlacementBody | None = None
-
-
-def placement_of(body: dict[str, Any]) -> PlacementBody | None:
-    """Return the placement in ``body``, which must have the field.
-
-    Raises:
-        Refusal: BAD_REQUEST if it is invalid.
-    """
-    return as_type({"placement": body["placement"]}, _Placed).placement

@@ -24,7 +24,7 @@ from sollold.api.engine.number_ranges import (
     TopLogprobs,
     Whole,
 )
-from sollold.api.engine.placement import PlacementBody
+from sollold.api.engine.placement import PlacedFields
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.invalid import explain, wrong_field
 from sollold.api.http.json_text import decode_text
@@ -105,14 +105,13 @@ class Resume(msgspec.Struct, kw_only=True):
         )
 
 
-class Shared(CallerFields, kw_only=True):
+class Shared(PlacedFields, kw_only=True):
     """The fields that chat and generate have in common.
 
     ``truncate``: false refuses a prompt that is too long, otherwise its oldest part is dropped; ``shift`` is
     accepted and ignored: an answer that fills the context ends with ``length``.
     """
 
-    model: str = ""
     stream: bool | None = None
     format: Any = None
     options: dict[str, Any] | None = None
@@ -122,7 +121,6 @@ class Shared(CallerFields, kw_only=True):
     truncate: bool | None = None
     shift: bool | None = None
     resume: Resume | None = None
-    placement: PlacementBody | None = None
 
     def delivered(self) -> Delivered | None:
         """Return the part of the answer that the caller already has; None for a new request.

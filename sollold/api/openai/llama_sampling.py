@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sollold.api.engine.fields import CallerFields
 from sollold.api.engine.number_ranges import (
     Factor,
     Finite,
@@ -15,10 +14,11 @@ from sollold.api.engine.number_ranges import (
     Small,
     Whole,
 )
+from sollold.api.engine.placement import PlacedFields
 
 
-class LlamaSampling(CallerFields, kw_only=True):
-    """Parsed only to check their types, and passed on, except `CallerFields`.
+class LlamaSampling(PlacedFields, kw_only=True):
+    """Parsed only to check their types, and passed on, except `PlacedFields`.
 
     ``repetition_penalty``: vLLM's name for ``repeat_penalty``.
     """

@@ -5,13 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sollold.control.models import NodeNames
 from sollold.errors import bad_request
+from sollold.models.listing import Listed
+from sollold.units import timestamp_text
 
 Item = dict[str, Any]
 
+MODEL_PAGES = (
+    ("limit", "With Anthropic's header: maximum number of models, from 1 to 1000; default 1000"),
+    ("after_id", "With Anthropic's header: id of the model after which the page begins"),
+    ("before_id", "With Anthropic's header: id of the model before which the page ends"),
+)
+"""Parameters of the query for `model_page`."""
 _MAX_MODELS = 1000
 _DEFAULT_ITEMS, _MAX_ITEMS = 20, 100
 _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc"}
+
+
+def model_object(listed: Listed, names: NodeNames) -> dict[str, Any]:
+    """Return a model as an object of ``/v1/models``."""
+    model = listed.model
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": int(model.modified),
+        "owned_by": "library" if model.source == "ollama" else "sollold",
+        "nodes": names(listed),
+    }
+
+
+def anthropic_model_object(listed: Listed) -> dict[str, Any]:
+    """Return a model as Anthropic's clients expect it, which use the same path."""
+    name = listed.model.name
+    created = timestamp_text(listed.model.modified)
+    return {
+        "type": "model",
+        "id": name,
+        "display_name": name,
+        "created_at": created,
+        "lifecycle": "active",
+    }
 
 
 def model_page(models: Sequence[Item], query: Mapping[str, str]) -> Item:

@@ -22,6 +22,7 @@ from sollold.api.engine.number_ranges import (
     TopLogprobs,
     Whole,
 )
+from sollold.api.engine.placement import PlacedFields
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.tools import chosen_tools, unknown_tools_message
 from sollold.api.openai.chat_message import chat_message
@@ -41,7 +42,6 @@ class StreamOptions(msgspec.Struct, kw_only=True):
 class Sampling(LlamaSampling, kw_only=True):
     """The fields that chat and completions have in common. Other fields are passed on unread."""
 
-    model: str = ""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Temperature | None = None
@@ -101,27 +101,24 @@ class Completion(Sampling, kw_only=True):
     logprobs: Count | None = None
 
 
-class Tokenize(msgspec.Struct, kw_only=True):
+class Tokenize(PlacedFields, kw_only=True):
     """``POST /tokenize``."""
 
-    model: str = ""
     content: str | list[Any] | None = None
     add_special: bool | None = None
     parse_special: bool | None = None
     with_pieces: bool | None = None
 
 
-class Detokenize(msgspec.Struct, kw_only=True):
+class Detokenize(PlacedFields, kw_only=True):
     """``POST /detokenize``."""
 
-    model: str = ""
     tokens: list[int] | None = None
 
 
 class Infill(LlamaSampling, kw_only=True):
     """``POST /infill``, an endpoint of llama-server's."""
 
-    model: str = ""
     input_prefix: str | None = None
     input_suffix: str | None = None
     prompt: str | None = None
@@ -129,10 +126,9 @@ class Infill(LlamaSampling, kw_only=True):
     stream: bool | None = None
 
 
-class ApplyTemplate(msgspec.Struct, kw_only=True):
+class ApplyTemplate(PlacedFields, kw_only=True):
     """``POST /apply-template``."""
 
-    model: str = ""
     messages: list[dict[str, Any]] | None = None
     tools: list[Any] | None = None
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from sollold.api.engine.chunks import edit_each
 from sollold.api.engine.number_ranges import Count
+from sollold.api.engine.placement import PlacedFields
 from sollold.errors import bad_request
 
 
-class Rerank(msgspec.Struct, kw_only=True):
+class Rerank(PlacedFields, kw_only=True):
     """``POST /v1/rerank``."""
 
-    model: str = ""
     query: str | dict[str, Any] | None = None
     documents: list[str | dict[str, Any]] | None = None
     texts: list[str] | None = None

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sollold.api.engine.fields import CallerFields
 from sollold.api.engine.number_ranges import Limit, Share, Small, Temperature, TopLogprobs
-from sollold.api.engine.placement import PlacementBody
+from sollold.api.engine.placement import PlacedFields
 
 
-class ResponseAsk(CallerFields, kw_only=True):
+class ResponseAsk(PlacedFields, kw_only=True):
     """``POST /v1/responses``."""
 
-    model: str = ""
     input: str | list[dict[str, Any]] | None = None
     instructions: str | None = None
     stream: bool | None = None
@@ -34,7 +32,6 @@ class ResponseAsk(CallerFields, kw_only=True):
     store: bool | None = None
     metadata: dict[str, Any] | None = None
     num_ctx: Small | None = None
-    placement: PlacementBody | None = None
 
     @property
     def alternatives(self) -> int | None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from sollold.api.engine.calls import (
@@ -23,7 +22,7 @@ from sollold.api.engine.continue_message import AnswerPrefix
 from sollold.api.engine.encoders import PassThroughEncoder
 from sollold.api.engine.fields import refuse_reranker, require_capability, require_completion, require_model
 from sollold.api.engine.left_out import left_out_warnings
-from sollold.api.engine.placement import placement_of, prepare_placement
+from sollold.api.engine.placement import PlacedFields, prepare_placement
 from sollold.api.engine.prepare import Prepared, normalize_chat, prepare_format
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.body import as_type, read_object
@@ -44,7 +43,7 @@ from sollold.api.openai.embeddings import (
 from sollold.api.openai.gathered_choices import GatheredChoices, has_several_prompts, streamed
 from sollold.api.openai.infill import infill_body, read_infilled_piece
 from sollold.api.openai.llama_sampling import with_llamas_names
-from sollold.api.openai.pages import model_page
+from sollold.api.openai.pages import MODEL_PAGES, anthropic_model_object, model_object, model_page
 from sollold.api.openai.raw_completion import raw_generate, read_generated
 from sollold.api.openai.request import (
     ApplyTemplate,
@@ -72,42 +71,9 @@ from sollold.api.openai.rerank import Rerank, rerank_body, with_documents
 from sollold.api.openai.responses_request import input_as_chat
 from sollold.api.openai.sse import ChunkEncoder, SummedUsage
 from sollold.api.openai.text_completion import CompletionEncoder
-from sollold.control.models import NodeNames
 from sollold.errors import bad_request
 from sollold.models.listing import Listed
 from sollold.serving.request import Ask, Call, Engine
-from sollold.units import timestamp_text
-
-_PAGES = (
-    ("limit", "With Anthropic's header: maximum number of models, from 1 to 1000; default 1000"),
-    ("after_id", "With Anthropic's header: id of the model after which the page begins"),
-    ("before_id", "With Anthropic's header: id of the model before which the page ends"),
-)
-
-
-def model_object(listed: Listed, names: NodeNames) -> dict[str, Any]:
-    """Return a model as an object of ``/v1/models``."""
-    model = listed.model
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": int(model.modified),
-        "owned_by": "library" if model.source == "ollama" else "sollold",
-        "nodes": names(listed),
-    }
-
-
-def anthropic_model_object(listed: Listed) -> dict[str, Any]:
-    """Return a model as Anthropic's clients expect it, which use the same path."""
-    name = listed.model.name
-    created = timestamp_text(listed.model.modified)
-    return {
-        "type": "model",
-        "id": name,
-        "display_name": name,
-        "created_at": created,
-        "lifecycle": "active",
-    }
 
 
 class OpenAiRoutes:
@@ -131,7 +97,7 @@ class OpenAiRoutes:
                 "/v1/models",
                 self._models,
                 "The models of the whole cluster",
-                query=_PAGES,
+                query=MODEL_PAGES,
                 string_query=("after_id", "before_id"),
             ),
             Route("GET", "/v1/models/{model:.+}", self._model, "One model"),
@@ -143,12 +109,14 @@ class OpenAiRoutes:
             ask("POST", "/apply-template", self._apply_template, "Apply a chat template", ApplyTemplate),
         ]
 
-    async def _find(self, name: str) -> Listed:
-        """Return the named model; without a name the loaded one, if exactly one is loaded.
+    async def _find(self, request: web.Request, ask: PlacedFields) -> Listed:
+        """Return the model in the file that ``placement`` names, else the named one; without a name the
+        loaded one, if exactly one is loaded.
 
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS, BAD_REQUEST.
         """
+        name = await prepare_placement(request, self._services, ask.placement) or ask.model
         if not name.strip():
             loaded = {instance.endpoint.model for instance in self._services.library.running()}
             if len(loaded) != 1:
@@ -156,20 +124,11 @@ class OpenAiRoutes:
             name = next(iter(loaded))
         return await self._services.library.find(require_model(name))
 
-    async def _find_placed(self, request: web.Request, body: dict[str, Any], name: str) -> Listed:
-        """Return the named model, or the one in the file that ``placement`` names.
-
-        Raises:
-            Refusal: NOT_FOUND, AMBIGUOUS, BAD_REQUEST.
-        """
-        if "placement" in body:
-            name = await prepare_placement(request, self._services, placement_of(body)) or name
-        return await self._find(name)
-
     async def _respond(
         self,
         request: web.Request,
         body: dict[str, Any],
+        parsed: PlacedFields,
         listed: Listed,
         calls: Callable[[], tuple[dict[Engine, Call], Prepared]],
         encoder: Callable[[AnswerPrefix], Encoder],
@@ -182,22 +141,21 @@ class OpenAiRoutes:
         gathers: bool = False,
     ) -> web.StreamResponse:
         """Answer a request; ``calls`` builds the call for each engine, off the loop if that may be slow."""
-        caller = caller_of(request, body.get("priority"), body.get("timeout"))
-        placement = placement_of(body) if "placement" in body else None
+        caller = caller_of(request, parsed.priority, parsed.timeout)
 
         def build() -> tuple[Ask, Prepared]:
             built, prepared = calls()
             ask = build_ask(
                 caller,
-                body.get("model") or listed.model.name,
+                parsed.model or listed.model.name,
                 listed,
                 built,
                 stream=stream,
-                keep_alive=body.get("keep_alive"),
+                keep_alive=parsed.keep_alive,
                 context=context,
                 embedding=embedding,
                 prefix=prefix,
-                placement=placement,
+                placement=parsed.placement,
             )
             return ask, prepared
 
@@ -221,7 +179,7 @@ class OpenAiRoutes:
         body, ignored = with_own_constraints(await read_object(request), chat=True)
         chat = as_type(body, ChatCompletion)
         ignored += chat_warnings(body, chat)
-        listed = await self._find_placed(request, body, chat.model)
+        listed = await self._find(request, chat)
         require_completion(listed.model, "chat")
         if body.get("input") and not chat.messages:
             body = input_as_chat(body, listed.model)
@@ -252,6 +210,7 @@ class OpenAiRoutes:
         return await self._respond(
             request,
             body,
+            chat,
             listed,
             partial(chat_calls, listed.model, llama=llama, ollama=call),
             encoder,
@@ -266,7 +225,7 @@ class OpenAiRoutes:
         body, ignored = with_own_constraints(await read_object(request), chat=False)
         ask = as_type(body, Completion)
         ignored += completion_warnings(body)
-        listed = await self._find_placed(request, body, ask.model)
+        listed = await self._find(request, ask)
         require_completion(listed.model, "completions")
         several = (ask.n or 1) > 1 or has_several_prompts(ask.prompt)
         gathers = several and not ask.stream and not ask.suffix
@@ -300,6 +259,7 @@ class OpenAiRoutes:
         return await self._respond(
             request,
             body,
+            ask,
             listed,
             calls,
             encoder,
@@ -313,7 +273,7 @@ class OpenAiRoutes:
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
         ask = as_type(body, EmbeddingAsk)
-        listed = await self._find(ask.model)
+        listed = await self._find(request, ask)
         refuse_reranker(listed.model)
         call = Call("/v1/embeddings", embedding_body(body, ask))
         change = None
@@ -328,6 +288,7 @@ class OpenAiRoutes:
         return await self._respond(
             request,
             body,
+            ask,
             listed,
             lambda: (calls, Prepared()),
             lambda _: PassThroughEncoder(change),
@@ -355,7 +316,7 @@ class OpenAiRoutes:
         body = await read_object(request)
         ask = as_type(body, Rerank)
         engine = rerank_body(body, ask)
-        listed = await self._find(ask.model)
+        listed = await self._find(request, ask)
         require_capability(listed.model, "rerank", "reranking")
         change = None
         if ask.return_documents and ask.documents:
@@ -371,7 +332,7 @@ class OpenAiRoutes:
         check_tokens(ask.content, "content")
         if ask.with_pieces:
             check_pieces(ask.content)
-        return await self._llama_only(request, body, await self._find(ask.model), "/tokenize", ask)
+        return await self._llama_only(request, body, await self._find(request, ask), "/tokenize", ask)
 
     async def _detokenize(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
@@ -379,7 +340,7 @@ class OpenAiRoutes:
         if ask.tokens is None:
             raise bad_request("tokens is required")
         check_tokens(list(ask.tokens), "tokens")
-        listed = await self._find(ask.model)
+        listed = await self._find(request, ask)
         check_in_vocabulary(ask.tokens, listed.model)
         return await self._llama_only(request, body, listed, "/detokenize", ask)
 
@@ -391,7 +352,7 @@ class OpenAiRoutes:
         return await self._llama_only(
             request,
             with_llamas_names(typed_body(body, ask), ask),
-            await self._find(ask.model),
+            await self._find(request, ask),
             "/infill",
             ask,
             stream=bool(ask.stream),
@@ -403,7 +364,7 @@ class OpenAiRoutes:
         if not ask.messages:
             raise bad_request("messages is required")
         body = normalize_chat({**body, "messages": ask.messages, "tools": ask.tools})
-        return await self._llama_only(request, body, await self._find(ask.model), "/apply-template", ask)
+        return await self._llama_only(request, body, await self._find(request, ask), "/apply-template", ask)
 
     async def _llama_only(
         self,
@@ -411,7 +372,7 @@ class OpenAiRoutes:
         body: dict[str, Any],
         listed: Listed,
         path: str,
-        parsed: msgspec.Struct,
+        parsed: PlacedFields,
         *,
         stream: bool = False,
         embedding: bool = False,
@@ -424,6 +385,7 @@ class OpenAiRoutes:
         return await self._respond(
             request,
             body,
+            parsed,
             listed,
             lambda: (calls, Prepared()),
             lambda _: PassThroughEncoder(change),
