@@ -188,7 +188,7 @@ def _memory_limit(group: tuple[int, int]) -> list[Finding]:
     if not limit:
         return []
     text = f"a control group lets this daemon use {bytes_text(limit)} of the machine's {bytes_text(machine)}"
-    fix = "for more: MemoryMax of its systemd unit, or the memory limit of its container"
+    fix = "for more: MemoryMax or MemoryHigh of its systemd unit, or the memory limit of its container"
     return [Finding(Grade.NOTICE, text, fix)]
 
 

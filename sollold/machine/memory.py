@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from sollold.facts import dataclass
 
+_LIMITS = ("memory.max", "memory.high")
+"""Beyond the second, the system keeps taking memory from the group, which makes its processes very slow."""
 _UNLIMITED = 1 << 60
 """cgroup v1 writes a number near 2^63 for no limit."""
 
@@ -85,26 +87,26 @@ def _groups(root: Path) -> Iterator[_Group]:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
             for base in (mount, mount / "unified"):
-                yield from _chain(
-                    base, path, "memory.max", "memory.current", ("inactive_file", "active_file")
-                )
+                yield from _chain(base, path, _LIMITS, "memory.current", ("inactive_file", "active_file"))
         elif "memory" in controllers.split(","):
             yield from _chain(
                 mount / "memory",
                 path,
-                "memory.limit_in_bytes",
+                ("memory.limit_in_bytes",),
                 "memory.usage_in_bytes",
                 ("total_inactive_file", "total_active_file"),
             )
 
 
-def _chain(base: Path, path: str, limit: str, usage: str, cached: tuple[str, str]) -> Iterator[_Group]:
+def _chain(
+    base: Path, path: str, limits: Sequence[str], usage: str, cached: tuple[str, str]
+) -> Iterator[_Group]:
     folder = base / path.lstrip("/")
     if ".." in path or not folder.is_dir():
         # In a container the path is the host's, while the mount shows the container's own group.
         folder = base
     while folder == base or base in folder.parents:
-        group = _group(folder, limit, usage, cached)
+        group = _group(folder, limits, usage, cached)
         if group is not None:
             yield group
         if folder == base:
@@ -112,10 +114,10 @@ def _chain(base: Path, path: str, limit: str, usage: str, cached: tuple[str, str
         folder = folder.parent
 
 
-def _group(folder: Path, limit: str, usage: str, cached: tuple[str, str]) -> _Group | None:
+def _group(folder: Path, limits: Sequence[str], usage: str, cached: tuple[str, str]) -> _Group | None:
     try:
-        text = (folder / limit).read_text().strip()
-        maximum = _UNLIMITED if text == "max" else int(text)
+        texts = [(folder / limit).read_text().strip() for limit in limits if (folder / limit).exists()]
+        maximum = min((_UNLIMITED if text == "max" else int(text) for text in texts), default=_UNLIMITED)
         if maximum >= _UNLIMITED:
             return None
         used = int((folder / usage).read_text())

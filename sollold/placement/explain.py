@@ -249,7 +249,7 @@ def _limit_remedy(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
 def _group_remedy(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Return the remedy of raising the limits that the system sets for the daemons."""
     amount = _amounts(fleet, lambda capacity: capacity.barred, 1.0, fits_on)
-    remedy = "raising MemoryMax of the daemon's service, or the memory limit of its container"
+    remedy = "raising MemoryMax or MemoryHigh of the daemon's service, or the memory limit of its container"
     return f"{remedy}: it blocks {amount}" if amount else ""
 
 

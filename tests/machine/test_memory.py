@@ -36,6 +36,15 @@ def test_the_tightest_cgroup_v2_ancestor_limits_memory(tmp_path: Path) -> None:
     assert bounded(MACHINE, tmp_path) == Memory(4000, 4000 - (1500 - 300), barred=7200)
 
 
+def test_memory_high_limits_memory(tmp_path: Path) -> None:
+    put(tmp_path, "proc/self/cgroup", "0::/a\n")
+    put_cgroup_v2(tmp_path, "/a", "9000", 500)
+    put(tmp_path, "sys/fs/cgroup/a/memory.high", "4000\n")
+    assert bounded(MACHINE, tmp_path) == Memory(4000, 3500, barred=6500)
+    put(tmp_path, "sys/fs/cgroup/a/memory.high", "max\n")
+    assert bounded(MACHINE, tmp_path).total == 9000
+
+
 def test_a_container_sees_its_own_cgroup_v2_as_the_root(tmp_path: Path) -> None:
     put(tmp_path, "proc/self/cgroup", "0::/../../docker/abc\n")
     put_cgroup_v2(tmp_path, "", "2000", 100)
