@@ -66,6 +66,10 @@ class _Entry:
     deadline: float
     ending: bool = False
 
+    def is_for(self, request: Reserve) -> bool:
+        """Return whether it has exactly what is requested."""
+        return self.head == request.head and self.bytes == _nonzero(request.bytes)
+
 
 class Ledger:
     """This node's grants. Pure; see the module for a grant's life.
@@ -175,32 +179,38 @@ class Ledger:
         reservation of the same deployment.
         """
         actions = list(self.expire(now))
-        refusal = self._see(request.term, actions) or self._reserve(request, now, actions)
+        if refusal := self._see(request.term, actions) or self._objection(request):
+            return Reserved(False, refusal), tuple(actions)
+        missing = self._reserve(request, now, actions)
         room = self._room()
         available = {device.id: room.available(device.id) for device in self._measured.devices}
-        return Reserved(not refusal, refusal, available), tuple(actions)
+        return Reserved(not missing, missing, available), tuple(actions)
 
-    def _reserve(self, request: Reserve, now: float, actions: list[Action]) -> str:
-        """Reserve; return why it was refused, or an empty string."""
+    def _objection(self, request: Reserve) -> str:
+        """Return why a request is refused whatever memory is free, or an empty string."""
         if not self._ready:
             return "the node has just started and is still cleaning up"
         if not _is_name(request.deployment):
             return "invalid deployment id: use letters, digits, - and _"
         if self.draining:
             return "the node is draining and accepts no new deployments"
-        wanted = {device: size for device, size in request.bytes.items() if size}
-        if any(size < 0 for size in wanted.values()):
+        if any(size < 0 for size in request.bytes.values()):
             return "a negative number of bytes was requested"
         entry = self._entries.get(request.deployment)
-        if entry is not None:
-            if entry.ending:
-                return f"deployment {request.deployment} is ending here"
-            same = entry.head == request.head and entry.bytes == wanted
-            if entry.state is GrantState.COMMITTED:
-                return "" if same else f"deployment {request.deployment} is already committed"
-            if same:
+        if entry is not None and entry.ending:
+            return f"deployment {request.deployment} is ending here"
+        if entry is not None and entry.state is GrantState.COMMITTED and not entry.is_for(request):
+            return f"deployment {request.deployment} is already committed"
+        return ""
+
+    def _reserve(self, request: Reserve, now: float, actions: list[Action]) -> str:
+        """Reserve; return what is missing, or an empty string."""
+        entry = self._entries.get(request.deployment)
+        if entry is not None and entry.is_for(request):
+            if entry.state is GrantState.RESERVED:
                 entry.deadline = now + self._reservation_seconds
-                return ""
+            return ""
+        wanted = _nonzero(request.bytes)
         others = {name: sizes for name, sizes in self._granted().items() if name != request.deployment}
         if missing := self._room(others).missing(wanted):
             return missing
@@ -338,6 +348,10 @@ class Ledger:
     def _room(self, granted: Mapping[str, Mapping[str, int]] | None = None) -> MemoryRoom:
         """Return the room beside ``granted``; None: beside everything reserved or granted."""
         return MemoryRoom(self._measured, self._granted() if granted is None else granted, self._node_limit)
+
+
+def _nonzero(sizes: Mapping[str, int]) -> dict[str, int]:
+    return {device: size for device, size in sizes.items() if size}
 
 
 def _is_name(deployment: str) -> bool:

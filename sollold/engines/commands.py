@@ -25,7 +25,8 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Reply to `Reserve`. If not ``ok``: ``reason``, and ``available`` (device → bytes available now)."""
+    """Reply to `Reserve`. If not ``ok``: ``reason``, and ``available`` (device → bytes available now),
+    which is empty if memory is not the reason."""
 
     ok: bool
     reason: str = ""

@@ -16,6 +16,7 @@ from sollold.leader.leader import Leader
 from sollold.leader.messages import Drop, Ensure, Verdict
 from sollold.leader.observations import GOOD_SERVICE, LAST_RESORT
 from sollold.leader.wish import PlacementWish
+from sollold.machine.device import Device, Kind
 from sollold.models.footprint.shape import Shape
 from sollold.models.model import Model
 from sollold.placement.explain import Shortfall, explain
@@ -23,6 +24,7 @@ from tests.leader.cluster import (
     ENSURE,
     SETTINGS,
     Cluster,
+    cpu_device,
     fail_deployment,
     load,
     model,
@@ -177,6 +179,19 @@ async def test_refusals_for_other_reasons_end_after_a_few_attempts(cluster: Clus
     assert answer.verdict is Verdict.REFUSED
     assert "draining" in answer.message
     assert attempts <= 6
+
+
+async def test_a_refusal_for_another_reason_says_nothing_about_memory() -> None:
+    """The node has just restarted; its record does not show it yet."""
+    cluster = Cluster(SETTINGS)
+    gpu = Device("CUDA0", Kind.GPU, "gpu", GIB, GIB, GIB, 0, GIB, 30 * MIB, 500e9, 20e12)
+    node = cluster.add("a", 0, model(), devices=(cpu_device(400 * MIB), gpu))
+    node.ledger.draining = True
+    refused = await cluster.planner.ensure(ENSURE)
+    assert refused.verdict is Verdict.REFUSED and "draining" in refused.message
+    node.ledger.draining = False
+    cluster.now += 60.0
+    assert (await cluster.planner.ensure(ENSURE)).verdict is Verdict.WAIT
 
 
 async def test_reading_a_header_is_retried(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,7 @@ class Worker:
                     env={**ENVIRONMENT, "GGML_NO_BACKTRACE": "1"}
                     | ({"LLAMA_CACHE": str(cache)} if cache else {}),
                     on_line=accepted.line,
+                    prefix=_ACCEPTED,
                 )
             except OSError as error:
                 ports.give_back(port)
