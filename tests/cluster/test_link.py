@@ -10,9 +10,10 @@ import pytest
 
 from sollold.cluster.net import dialer
 from sollold.cluster.net.framing import frame
+from sollold.cluster.net.link_messages import Bye
 from sollold.cluster.net.link_stats import BestRate
 from sollold.cluster.net.rpc_server import LINK
-from sollold.cluster.net.standing_link import FULL, Bye, StandingLinks, neighbours
+from sollold.cluster.net.standing_link import FULL, StandingLinks, neighbours
 from tests.cluster.shells import IDS, Pair
 from tests.doubles import until
 

@@ -23,6 +23,7 @@ import msgspec
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.net.dialer import Dialer, keep_watch
 from sollold.cluster.net.framing import FrameError, Unframer, frame
+from sollold.cluster.net.link_messages import Bye, Hello, LinkMessage, Load, Ping, Pong, Took, decode
 from sollold.cluster.net.link_stats import BestRate
 from sollold.cluster.net.open_sockets import literal
 from sollold.cluster.net.rpc import PeerError
@@ -51,50 +52,6 @@ _SILENCE = frozenset(
     (errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 )
 """Errors by which our own system gives a connection up; any other means that the peer closed it."""
-
-
-class Hello(msgspec.Struct, frozen=True, tag=0, array_like=True):
-    """First message from both sides. ``port``: gossip port; ``boot``: boot number of the process."""
-
-    port: int
-    boot: int
-
-
-class Ping(msgspec.Struct, frozen=True, tag=1, array_like=True):
-    """Requests a `Pong`. Reports measurements: seconds, bytes per second; 0.0: unknown."""
-
-    sequence: int
-    trip: float
-    rate: float
-
-
-class Pong(msgspec.Struct, frozen=True, tag=2, array_like=True):
-    """Response to a `Ping`."""
-
-    sequence: int
-
-
-class Load(msgspec.Struct, frozen=True, tag=3, array_like=True):
-    """One of several pieces sent in a row to measure the transfer rate."""
-
-    data: bytes
-
-
-class Took(msgspec.Struct, frozen=True, tag=4, array_like=True):
-    """Response to a `Load`."""
-
-
-class Bye(msgspec.Struct, frozen=True, tag=5, array_like=True):
-    """Announces that the link is closed on purpose."""
-
-
-_LAST_TAG = 5
-_decoder = msgspec.msgpack.Decoder(Hello | Ping | Pong | Load | Took | Bye)
-
-
-def _is_of_later_release(message: bytes) -> bool:
-    """Whether it has a tag above all of this release: an array that begins with a small number."""
-    return len(message) > 1 and message[0] >> 4 == 9 and _LAST_TAG < message[1] < 0x80
 
 
 def neighbours(me: str, nodes: Iterable[str]) -> frozenset[str]:
@@ -288,8 +245,8 @@ class StandingLink(asyncio.Protocol):
         try:
             self._bytes.feed(data)
             while (message := self._bytes.take_message()) is not None:
-                if not _is_of_later_release(message):
-                    self._hear(_decoder.decode(message))
+                if (known := decode(message)) is not None:
+                    self._hear(known)
         except (FrameError, *UNDECODABLE) as error:
             name = self._links.name(self.node)
             log.warning("the link with %s carried an invalid message: %s", name, error)
@@ -356,7 +313,7 @@ class StandingLink(asyncio.Protocol):
     async def _done(self, future: asyncio.Future[None], seconds: float) -> None:
         await asyncio.wait([future, self.closed], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
 
-    def _hear(self, message: Hello | Ping | Pong | Load | Took | Bye) -> None:
+    def _hear(self, message: LinkMessage) -> None:
         if isinstance(message, Bye):
             self.said_bye = True
             self._transport.close()
@@ -403,6 +360,6 @@ class StandingLink(asyncio.Protocol):
         if self._sequence >= _FIRST_PINGS:
             self._links.measure(self.node, self._trip, self._rate)
 
-    def _send(self, message: Hello | Ping | Pong | Load | Took | Bye) -> None:
+    def _send(self, message: LinkMessage) -> None:
         if not self._transport.is_closing():
             self._transport.write(frame(msgspec.msgpack.encode(message)))
