@@ -230,3 +230,22 @@ async def test_a_text_instead_of_a_call_has_the_requested_format(
         choice.get("delta") or choice.get("message") or {} for event in events for choice in event["choices"]
     ]
     assert set(json.loads("".join(delta.get("content") or "" for delta in deltas))) == {"tall"}
+
+
+@pytest.mark.parametrize("offered", [{}, {"tools": []}, {"tools": None}])
+@pytest.mark.parametrize(
+    ("path", "choice"),
+    [
+        ("/v1/chat/completions", "required"),
+        ("/v1/responses", "required"),
+        ("/v1/messages", {"type": "any"}),
+        ("/v1/messages", {"type": "tool", "name": "get_time"}),
+    ],
+)
+async def test_a_required_call_without_tools_is_refused(
+    serve: Serve, http: ClientSession, path: str, choice: Any, offered: dict[str, Any]
+) -> None:
+    url = await serve(parts(ScriptedService(chunk("Hello")), TALKER))
+    body = body_of(path, "talker", USER, tool_choice=choice, **offered)
+    status, answer, _ = await post(http, url + path, body)
+    assert status == 400 and "there are no tools" in json.dumps(answer)

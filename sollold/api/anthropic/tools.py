@@ -14,7 +14,7 @@ import msgspec
 from sollold.api.anthropic.messages_ask import Tokens, ToolChoice
 from sollold.api.anthropic.tool_changes import current_tools
 from sollold.api.engine.fields import require_capability
-from sollold.api.engine.tools import NO_ARGUMENTS, unknown_tools_message
+from sollold.api.engine.tools import NO_ARGUMENTS, require_tools, unknown_tools_message
 from sollold.errors import bad_request
 from sollold.models.model import Model
 
@@ -113,7 +113,8 @@ def add_tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
             text = f"tool_choice names {choice.name!r}, which runs at Anthropic and can't be called here"
             raise bad_request(text if known else unknown_tools_message([str(choice.name)]))
     if not functions:
-        if tools and choice.type == "any":
+        require_tools(_MODES[choice.type], tools)
+        if choice.type == "any":
             raise bad_request("tool_choice requires a tool, but all of them run at Anthropic")
         return
     require_capability(model, "tools", "tools")

@@ -177,6 +177,16 @@ def _mode(choice: object) -> str:
     return _MODES[choice]
 
 
+def require_tools(mode: str, tools: object) -> None:
+    """Check that there are tools if ``mode`` requires a call.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if mode == "required" and not tools:
+        raise bad_request("tool_choice requires a call, but there are no tools", field="tool_choice")
+
+
 def unknown_tools_message(names: Sequence[str]) -> str:
     """Return an error message about ``names`` that no tool has."""
     listed = ", ".join(repr(name[:60]) for name in names)

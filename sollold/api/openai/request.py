@@ -24,7 +24,7 @@ from sollold.api.engine.number_ranges import (
 )
 from sollold.api.engine.placement import PlacedFields
 from sollold.api.engine.prepare import normalize_chat
-from sollold.api.engine.tools import chosen_tools, unknown_tools_message
+from sollold.api.engine.tools import chosen_tools, require_tools, unknown_tools_message
 from sollold.api.openai.chat_message import chat_message
 from sollold.api.openai.llama_sampling import LlamaSampling, with_llamas_names
 from sollold.errors import bad_request
@@ -251,6 +251,7 @@ def _set_tool_choice(out: dict[str, Any]) -> None:
         if not tools:
             raise bad_request(unknown_tools_message(names))
         out["tools"] = tools
+    require_tools(mode, out.get("tools"))
     out["tool_choice"] = mode
 
 

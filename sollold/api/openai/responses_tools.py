@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sollold.api.engine.fields import require_capability
-from sollold.api.engine.tools import NO_ARGUMENTS, chosen_tools, unknown_tools_message
+from sollold.api.engine.tools import NO_ARGUMENTS, chosen_tools, require_tools, unknown_tools_message
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.errors import bad_request
 from sollold.facts import dataclass
@@ -152,6 +152,7 @@ def add_tools(body: dict[str, Any], ask: ResponseAsk, model: Model) -> None:
     offered = own_tools(ask)
     mode, names = chosen_tools(ask.tool_choice)
     if not offered:
+        require_tools(mode, ask.tools)
         if ask.tools and (names is not None or mode == "required"):
             raise bad_request(
                 "tool_choice requires a tool, but only your own functions can be called here; "
