@@ -80,6 +80,9 @@ def parse(text: str) -> Name:
         raise ValueError("invalid model name: it is empty")
     if len(text) > LONGEST:
         raise ValueError(f"invalid model name: it has more than {LONGEST} characters")
+    if "@" in text and ":" in text.partition("@")[0]:
+        # The message is logged and shown to others.
+        raise ValueError("invalid model name: it may have no login (USER:PASSWORD@)")
     path, tag = text, TAG
     colon = text.rfind(":")
     if colon > text.rfind("/"):

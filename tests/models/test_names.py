@@ -33,6 +33,12 @@ def test_invalid_names_are_refused(text: str) -> None:
         parse(text)
 
 
+def test_the_error_of_a_name_with_a_login_does_not_contain_it() -> None:
+    with pytest.raises(ValueError, match="no login") as refused:
+        parse("https://user:secret@mirror.example/model.gguf")
+    assert "secret" not in str(refused.value)
+
+
 def test_canonical_names_omit_the_defaults() -> None:
     assert canonical("registry.ollama.ai/library/phi3") == "phi3:latest"
     assert canonical("registry.ollama.ai/mike/mario:v2") == "mike/mario:v2"
