@@ -31,7 +31,8 @@ def plan(options: argparse.Namespace) -> int:
     try:
         preview = daemon.post("/api/cluster/plan", wishes(options))
     except ClientError as error:
-        if error.status == 404 and not options.online and "/" not in options.model:
+        missing = error.message.startswith(f"model {options.model!r} not found")  # not a draft model
+        if missing and not options.online and "/" not in options.model:
             import shlex  # seldom needed
 
             command = f"sollold plan --online {shlex.quote(options.model)}"

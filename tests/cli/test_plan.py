@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sollold.cli import plan
+from sollold.client.errors import ClientError
 
 SHARE = {"device": "CPU", "first": 0, "last": 3, "weights": 1, "state": 1, "compute": 1, "overhead": 1}
 
@@ -36,3 +37,20 @@ def test_an_offline_machine_is_shown_with_its_name(
     plan.plan(argparse.Namespace(json=False, online=False, model="big"))
     output = capsys.readouterr().out
     assert "anna" in output and "bert " in output and "bb" not in output
+
+
+@pytest.mark.parametrize(
+    ("message", "hinted"), [("model 'big' not found", True), ("model 'draft' not found", False)]
+)
+def test_reading_the_header_online_is_advised_for_the_named_model_only(
+    monkeypatch: pytest.MonkeyPatch, message: str, hinted: bool
+) -> None:
+    class Refusing(Daemon):
+        def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+            raise ClientError(message, 404)
+
+    monkeypatch.setattr(plan, "client", lambda options: Refusing())
+    monkeypatch.setattr(plan, "wishes", lambda options: {})
+    with pytest.raises(ClientError) as refused:
+        plan.plan(argparse.Namespace(json=False, online=False, model="big"))
+    assert ("sollold plan --online big" in refused.value.message) == hinted

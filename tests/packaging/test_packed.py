@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_wheel_and_sdist_are_built(made: list[Path]) -> None:
     assert [file.name.endswith(".whl") for file in made] == [True, False]
+
+
+def test_the_sdist_has_what_the_documented_commands_need(made: list[Path]) -> None:
+    with tarfile.open(made[1]) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    if listed.returncode:
+        pytest.skip("this is no checkout")
+    tracked = {name for name in listed.stdout.splitlines() if not name.startswith(".")}
+    assert tracked <= names, sorted(tracked - names)[:5]
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["wheel", "sdist"])
