@@ -20,6 +20,7 @@ from sollold.engines.commands import Done
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.machine.gpus import GpuLoad
+from sollold.retry import LogAndRetry
 from sollold.tasks import cancel_and_wait
 from sollold.turns import sleep_until_set
 
@@ -29,6 +30,7 @@ LOAD_BUCKETS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 _SETTLE_SECONDS = 0.2
 """Seconds within which changes of the records are handled together: a busy endpoint changes often."""
 _GPU_SECONDS = 2
+_GPU_WAIT = 0.5
 _REST_SECONDS = 15.0
 """Maximum seconds without sampling while nothing changes."""
 _SUSPEND_SECONDS = 10.0
@@ -80,6 +82,8 @@ class Monitor:
         self.history = History()
         self.loads: dict[str, LoadStats] = {}
         self.gpu_loads: list[GpuLoad] = []
+        self._reading: asyncio.Future[list[GpuLoad]] | None = None
+        self._gpu_attempt = LogAndRetry("reading the load of the GPUs", log)
         self._watcher = ClusterWatcher(self.events, view.me.node, stopped, self._load_ended, evicted)
         self._pending: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
@@ -116,7 +120,7 @@ class Monitor:
         self._unsubscribe()
         if self._pending is not None:
             self._pending.cancel()
-        await cancel_and_wait(self._sampling)
+        await cancel_and_wait(self._sampling, self._reading)
         self._wake()
 
     def offline(self) -> tuple[OfflineNode, ...]:
@@ -219,20 +223,40 @@ class Monitor:
 
     async def _sample(self) -> None:
         loop = asyncio.get_running_loop()
+        attempt = LogAndRetry("sampling for the history", log)
         count = 0
         self._due = floor(loop.time()) + 1.0
         while True:
             self._skip_sleep(loop.time() - _SUSPEND_SECONDS)
             await asyncio.sleep(max(0.0, self._due - loop.time()))
-            if self._gpus is not None and count % _GPU_SECONDS == 0:
-                self.gpu_loads = await asyncio.to_thread(self._gpus)
+            if count % _GPU_SECONDS == 0:
+                await self._read_gpus()
             count += 1
-            idle = self._gpus is None and self._is_idle()
-            self._last = self._values()
+            idle = False
+            with attempt:
+                idle = self._gpus is None and self._is_idle()
+                self._last = self._values()
             self.history.add(self._last)
             self._due += 1
             if idle:
                 await self._rest()
+
+    async def _read_gpus(self) -> None:
+        """Read the load of the GPUs; while a driver does not answer there is none."""
+        if self._gpus is None:
+            return
+        if self._reading is not None and not self._reading.done():
+            self.gpu_loads = []
+            return
+        self._reading = asyncio.ensure_future(asyncio.to_thread(self._gpus))
+        self._reading.add_done_callback(self._gpus_read)
+        await asyncio.wait({self._reading}, timeout=_GPU_WAIT)
+
+    def _gpus_read(self, reading: asyncio.Future[list[GpuLoad]]) -> None:
+        if reading.cancelled():
+            return
+        with self._gpu_attempt:
+            self.gpu_loads = reading.result()
 
     def _is_idle(self) -> bool:
         """Return whether all samples will be equal until a request arrives or this node's record changes."""

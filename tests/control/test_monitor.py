@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
 
 from sollold.control.history import HistoryRequest
 from sollold.control.monitor import Monitor
+from sollold.machine.gpus import GpuLoad
 from tests.api.api_parts import PlainCluster, monitor_of
 from tests.doubles import until
 
@@ -60,6 +62,31 @@ async def test_a_change_of_the_own_record_ends_an_idle_period(
 ) -> None:
     cluster.update_me(name="other")
     await until(lambda: monitor._sampled is cluster.me)
+
+
+async def test_a_driver_that_hangs_or_fails_does_not_end_the_history(cluster: PlainCluster) -> None:
+    answering = threading.Event()
+    reads = 0
+
+    def loads() -> list[GpuLoad]:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            raise RuntimeError("the driver was unloaded")
+        answering.wait(30)
+        return [GpuLoad("CUDA0", 0.5, 60.0, 100.0)]
+
+    monitor = monitor_of(cluster, gpus=loads)
+    await monitor.start()
+    try:
+        await until(lambda: reads == 2, 10)
+        before = monitor.history._count
+        await until(lambda: monitor.history._count > before, 10)
+        answering.set()
+        await until(lambda: monitor.gpu_loads)
+    finally:
+        answering.set()
+        await monitor.close()
 
 
 async def test_seconds_of_suspended_time_have_no_samples(monitor: Monitor) -> None:
