@@ -188,13 +188,16 @@ class Agent:
         self.grants.memory.others = loaded
 
     async def use_llama(self, llama: Llama) -> None:
-        """Use this llama.cpp from now on, and publish its build."""
+        """Use this llama.cpp from now on, publish its build, and check the external workers' versions."""
+        await self._use_build(llama)
+        await self.grants.external_watch.use_llama(llama)
+
+    async def _use_build(self, llama: Llama) -> None:
         self._llama = llama
         self._meter.use_server(llama.server)
         await self.grants.memory.measure()
         self._publisher.publish()
         self._view.update_me(build=llama.build, setup="ready")
-        await self.grants.external_watch.use_llama(llama)
 
     async def shutdown(self) -> None:
         """Stop every deployment and worker. The caller has drained the requests."""
@@ -330,7 +333,10 @@ class Agent:
         except LlamaUnusable as error:
             return f"llama.cpp was replaced: {error}; restart sollold, which finds or builds another"
         log.warning("llama.cpp %s was replaced by %s: %s", llama.build, found.build, found.server)
-        await self.use_llama(found)
+        await self._use_build(found)
+        # Not awaited: it is repeated until a worker of the new build runs.
+        checking = self.grants.external_watch.use_llama(found)
+        self._tasks.append(asyncio.create_task(checking, name="external workers' versions"))
         return ""
 
     def _view_changed(self) -> None:

@@ -10,12 +10,13 @@ from dataclasses import field, replace
 from sollold.cluster.gossip.record import Backend, Endpoint, Grant, GrantState, Record, State
 from sollold.facts import dataclass
 from sollold.leader.backoff import Blocked
+from sollold.machine.external_worker import external_address
 from sollold.models.footprint.shape import Shape
 from sollold.models.model import Model
 from sollold.models.templates.jinja import fingerprint
 from sollold.placement import cost_model
 from sollold.placement.explain import Away
-from sollold.placement.inventory import Fleet, LeftOut, Machine, machine_of
+from sollold.placement.inventory import Fleet, LeftOut, Machine, each_worker_once, machine_of, worker_key
 from sollold.placement.plan import Plan
 from sollold.placement.speculation import Drafter, MeasuredDrafts, nothing_measured
 from sollold.settings.schema import Settings
@@ -195,7 +196,17 @@ class ClusterSnapshot:
                     copy=have[record.node].size if record.node in have else 0,
                 )
             )
-        return Fleet(tuple(machines), tuple(left_out))
+        return Fleet(each_worker_once(machines, self._worker_users()), tuple(left_out))
+
+    def _worker_users(self) -> dict[str, str]:
+        """Return the external workers in use: `worker_key` → the node that granted them."""
+        granted = {(record.node, grant.device) for record in self.records for grant in record.grants}
+        granted |= {key for accepted in self.accepted for key in accepted.bytes}
+        return {
+            worker_key(node, address): node
+            for node, device in sorted(granted)
+            if (address := external_address(device))
+        }
 
     def with_absent_nodes(self) -> ClusterSnapshot | None:
         """Return the snapshot as if all nodes that left recently were back; None when none is missing."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from sollold.cluster.gossip.record import DIGEST_LENGTH, Backend, Endpoint, Record
 from sollold.facts import dataclass
@@ -49,7 +50,8 @@ class DeviceCapacity:
     @property
     def machine(self) -> str:
         """The machine that computes: the node, or an external worker that the node lists."""
-        return external_address(self.device) or self.node
+        address = external_address(self.device)
+        return worker_key(self.node, address) if address else self.node
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,29 @@ def machine_of(
     )
     cached = dict(record.cached).get(digest[:DIGEST_LENGTH], 0) if digest else 0
     return Machine(record.node, record.name, capacities, holds=holds, links=links, cached=max(cached, copy))
+
+
+def worker_key(node: str, address: str) -> str:
+    """Identify an external worker that ``node`` names: only a loopback address is each node's own."""
+    return f"{node} {address}" if address.startswith(("localhost:", "127.")) else address
+
+
+def each_worker_once(machines: Sequence[Machine], users: Mapping[str, str]) -> tuple[Machine, ...]:
+    """Leave each external worker on one machine: several nodes may name the same, and it serves one client.
+
+    ``users``: `worker_key` → node for which it serves a deployment now.
+    """
+    owners = dict(users)
+    for machine in sorted(machines, key=lambda machine: (not machine.holds, machine.node)):
+        for capacity in machine.devices:
+            if address := external_address(capacity.device):
+                owners.setdefault(worker_key(machine.node, address), machine.node)
+
+    def owned(capacity: DeviceCapacity) -> bool:
+        address = external_address(capacity.device)
+        return not address or owners[worker_key(capacity.node, address)] == capacity.node
+
+    return tuple(replace(machine, devices=tuple(filter(owned, machine.devices))) for machine in machines)
 
 
 def _offered(devices: tuple[Device, ...], one_pool: bool) -> dict[str, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from sollold.agent.ledger import Ledger
 from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.term import Term
@@ -410,6 +412,32 @@ async def test_a_cache_that_the_models_heads_do_not_fit_is_refused_or_unquantize
     preview = await cluster.planner.preview(replace(ENSURE, context=8192))
     assert preview.missing is not None
     assert not any("q8_0" in remedy for remedy in preview.missing.remedies)
+
+
+def external(address: str) -> Device:
+    size = 450 * MIB
+    return Device(address, Kind.EXTERNAL, "external worker", size, size, size, 0, size)
+
+
+@pytest.mark.parametrize(("address", "fits"), [("10.0.0.5:50052", False), ("127.0.0.1:50052", True)])
+async def test_an_external_worker_that_two_nodes_name_counts_once(address: str, fits: bool) -> None:
+    """A loopback address is another worker on each node."""
+    cluster = Cluster(SETTINGS)
+    cluster.add("a", 0, model(), devices=(cpu_device(300 * MIB), external(address)))
+    cluster.add("b", 0, devices=(cpu_device(100 * MIB), external(address)))
+    answer = await cluster.planner.ensure(ENSURE)
+    assert answer.verdict is (Verdict.WAIT if fits else Verdict.REFUSED)
+
+
+async def test_an_external_worker_in_use_is_offered_by_no_other_node() -> None:
+    cluster = Cluster(SETTINGS)
+    for node in "ab":
+        cluster.add(node, 0, model(), devices=(cpu_device(700 * MIB), external("10.0.0.5:50052")))
+    first = await cluster.planner.ensure(ENSURE)
+    assert first.verdict is Verdict.WAIT
+    cluster.ready(first.deployment, active=1)
+    assert (await cluster.planner.ensure(replace(ENSURE, more=True))).verdict is not Verdict.WAIT
+    assert len(cluster.requests("deploy")) == 1
 
 
 async def test_what_would_help_a_model_to_be_spread_is_tried_on_one_machine_too() -> None:
