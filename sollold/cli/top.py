@@ -103,8 +103,10 @@ def speed_line(speeds: list[float | None]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """The time of day, in the local time zone."""
-    return time.strftime("%H:%M:%S", time.localtime(seconds))
+    """The time of day in the local time zone, with the date unless it is today."""
+    moment = time.localtime(seconds)
+    today = moment[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", moment)
 
 
 def _requests(state: dict[str, Any]) -> RenderableType:

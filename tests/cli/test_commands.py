@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -31,7 +32,7 @@ from sollold.cli.logs import added
 from sollold.cli.main import ROOMS, main
 from sollold.cli.parser import ALIASES, parser, read, subcommands
 from sollold.cli.status import deployment_table, node_table
-from sollold.cli.top import frame, speed_line
+from sollold.cli.top import clock, frame, speed_line
 from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
 
@@ -226,6 +227,11 @@ def test_bars_keep_their_proportion_on_a_narrow_terminal(width: int) -> None:
 def test_the_speed_of_the_last_minute_is_a_sparkline() -> None:
     assert speed_line([0.0, 0.0, 2.0, 2.0, 4.0, 4.0]) == "2.4 tokens/s  ▁▅█"
     assert speed_line([]) == "0.0 tokens/s  "
+    now = time.time()
+    assert (
+        len(clock(now)) == 8
+        and clock(now - 86400) == f"{time.strftime('%Y-%m-%d', time.localtime(now - 86400))} {clock(now)}"
+    )
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
