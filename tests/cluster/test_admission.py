@@ -17,7 +17,7 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 
-from sollold.cluster.admission import admission, exchange
+from sollold.cluster.admission import admission
 from sollold.cluster.admission.calls import AdmissionCalls
 from sollold.cluster.admission.exchange import (
     AdmissionState,
@@ -36,6 +36,7 @@ from sollold.cluster.admission.orders import AdmitOrder, DoorOrder, door_seconds
 from sollold.cluster.admission.policy import FIRST_HOUR, Standing, asks, code_of, preferred
 from sollold.cluster.admission.waiting import WaitingList
 from sollold.cluster.gossip.record import WaitingMachine
+from sollold.cluster.net import acceptor
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.framing import frame
 from sollold.cluster.net.identity import JOIN, Identity, Tokens
@@ -378,12 +379,17 @@ def test_a_machine_with_many_keys_does_not_hide_other_machines() -> None:
     assert sum(shown) < 10
     assert waiting.add(WaitingMachine("f" * 16, "mine", code_of(bytes(32))), "10.0.0.8", 0.0)
     assert "mine" in [machine.name for machine in waiting.shown]
+    for n in range(100):
+        address = f"2001:db8::{n:x}"
+        waiting.add(WaitingMachine(f"{n:015x}a", "gpu-box", code_of(bytes(32))), address, 0.0)
+    assert waiting.add(WaitingMachine("e" * 16, "mine too", code_of(bytes(32))), "10.0.0.7", 0.0)
+    assert waiting.add(WaitingMachine("d" * 16, "in IPv6", code_of(bytes(32))), "2001:db9::1", 0.0)
 
 
 async def test_a_machine_cannot_use_all_admission_connections(
     lan: Lan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "is_loopback", lambda address: False)
+    monkeypatch.setattr(acceptor, "is_loopback", lambda address: False)
     member = await lan.start(0, door="closed")
     where = (member.me.addresses[0], member.port)
     context = Identity(key(7), Tokens.read("cd" * 32)).client_context(JOIN, anyone=True)

@@ -28,7 +28,7 @@ from sollold.cluster.admission.keyring import Generation, Keyring, Members
 from sollold.cluster.admission.policy import Standing
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.gossip.record_check import printable_name
-from sollold.cluster.net.acceptor import is_loopback
+from sollold.cluster.net.acceptor import is_crowded
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.framing import FrameError, Unframer, frame
 from sollold.cluster.net.identity import JOIN, peer_key_of
@@ -157,9 +157,9 @@ class Welcome(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         if peer := transport.get_extra_info("peername"):
             self._address = literal(peer)[0]
+        crowded = is_crowded(self._address, Welcome._open.elements(), _MAX_PER_ADDRESS, _MAX_CONNECTIONS)
         Welcome._open[self._address] += 1
-        crowd = Welcome._open[self._address] > _MAX_PER_ADDRESS and not is_loopback(self._address)
-        if crowd or Welcome._open.total() > _MAX_CONNECTIONS:
+        if crowded:
             self._transport.abort()
             return
         self._timer = asyncio.get_running_loop().call_later(_TIMEOUT, self._transport.abort)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sollold.cluster.gossip.record import WaitingMachine
-from sollold.cluster.net.acceptor import is_loopback
+from sollold.cluster.net.acceptor import is_crowded
 from sollold.facts import dataclass
 
 _MAX_WAITING = 64
@@ -36,9 +36,8 @@ class WaitingList:
     def add(self, machine: WaitingMachine, address: str, now: float) -> bool:
         """Note a request from ``address``; True if it is new. Too many at a time are ignored."""
         new = machine.node not in self._strangers
-        count = sum(stranger.address == address for stranger in self._strangers.values())
-        crowd = count >= _MAX_PER_ADDRESS and not is_loopback(address)
-        if new and (len(self._strangers) >= _MAX_WAITING or crowd):
+        others = (stranger.address for stranger in self._strangers.values())
+        if new and is_crowded(address, others, _MAX_PER_ADDRESS, _MAX_WAITING):
             return False
         self._strangers[machine.node] = _Stranger(machine, now, address)
         return new

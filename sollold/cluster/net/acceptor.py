@@ -13,7 +13,7 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from sollold.facts import dataclass
@@ -128,6 +128,30 @@ class Acceptor:
                 del self._handshakes[address]
             if not kept:
                 connection.close()
+
+
+def is_crowded(address: str, others: Iterable[str], each: int, total: int) -> bool:
+    """Whether ``address`` has its share of ``total`` beside ``others``, the addresses that have the rest.
+
+    That is ``each``, and for all addresses of one IPv6 network half: a machine may have any number of them.
+    Loopback addresses have no share of their own.
+    """
+    taken = list(others)
+    if len(taken) >= total or is_loopback(address):
+        return len(taken) >= total
+    network = _network_of(address)
+    beside = sum(_network_of(other) == network for other in taken) if network else 0
+    return taken.count(address) >= each or beside >= total // 2
+
+
+@functools.lru_cache(4096)
+def _network_of(address: str) -> str:
+    """Return the /64 network of an IPv6 address; empty for any other."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    return ip.exploded[:19] if ip.version == 6 else ""
 
 
 @functools.lru_cache(4096)
