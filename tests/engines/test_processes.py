@@ -360,6 +360,25 @@ def test_each_port_is_given_once() -> None:
             ],
             "it was terminated by SIGABRT: the system allows this user no more threads or processes",
         ),
+        (
+            -6,
+            [
+                "0.1 E CUDA error: the launch timed out and was terminated",
+                "0.1 E   current device: 0, in function ggml_backend_cuda_synchronize",
+                "/src/ggml/src/ggml-cuda/ggml-cuda.cu:98: CUDA error",
+            ],
+            "SIGABRT: CUDA error: the launch timed out and was terminated; the kernel's log (`dmesg`) may",
+        ),
+        (
+            127,
+            ["llama-server: error while loading shared libraries: libgomp.so.1: cannot open shared object"],
+            "libgomp.so.1: cannot open shared object; install that library, or let sollold build llama.cpp",
+        ),
+        (
+            -11,
+            ["0.1 D malloc: failed to allocate 9 MiB of pinned memory", "0.2 I kv: name = Out of memory"],
+            "it was terminated by SIGSEGV",
+        ),
         (-4, ["0.1 I done"], "instructions that this machine's processor does not have"),
         (0, [], "it exited with code 0"),
         (-99, ["x"], "it was terminated by signal 99: x"),

@@ -49,6 +49,11 @@ _ASSERTION = re.compile(
 _SUSPICIOUS = re.compile(
     r"error|fail|abort|assert|exception|unknown|invalid|unable|could not|can't|crash", re.IGNORECASE
 )
+_GPU = re.compile(r"\b(?:CUDA|ROCm|MUSA) error: .+")
+"""A driver's own words, which the abort that follows does not repeat."""
+_XID = "; the kernel's log (`dmesg`) may name the cause as an Xid"
+_LIBRARY = re.compile(r"error while loading shared libraries: .+")
+_LIBRARY_ADVICE = "; install that library, or let sollold build llama.cpp here (llama.build)"
 _LOADING = re.compile(r"error loading \w+: .")
 """llama.cpp's message about a file that it can't load; the lines after it only name the file."""
 _NOISE = re.compile(
@@ -91,12 +96,13 @@ def worker_was_lost(lines: Sequence[str]) -> bool:
 def exit_reason(code: int, lines: Sequence[str]) -> str:
     """Return a sentence from the exit ``code`` and the last ``lines`` of output.
 
-    The first message about memory takes precedence, then SIGKILL, SIGBUS, SIGILL, a program that can't be run
-    and a lack of threads, then an assertion or exception after a signal, then the first file that could not
-    be loaded, then the last line that looks like an error.
+    The first message about memory takes precedence, then SIGKILL, SIGBUS, SIGILL, a program that can't be
+    run, a lack of threads, a GPU's error and a missing library, then an assertion or exception after a
+    signal, then the first file that could not be loaded, then the last line that looks like an error.
     """
     clean = [line for line in lines if not _NOISE.search(line)]
-    memory = next((line for line in clean if _MEMORY.search(line)), "")
+    # A routine line may quote a model's description, or tell of an attempt that was not needed.
+    memory = next((line for line in clean if _MEMORY.search(line) and not _ROUTINE.match(line)), "")
     if memory:
         return f"it {OUT_OF_MEMORY} ({_short(memory)})"
     if code == -signal.SIGKILL:
@@ -111,6 +117,10 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
     if any(_THREADS.search(line) for line in clean):
         return f"{_exit_text(code)}: {NO_THREADS}"
     ending = _exit_text(code)
+    if gpu := next((line for line in clean if _GPU.search(line)), ""):
+        return f"{ending}: {_short(gpu)}{_XID if 'CUDA' in gpu else ''}"
+    if library := next((line for line in clean if _LIBRARY.search(line)), ""):
+        return f"{ending}: {_short(library)}{_LIBRARY_ADVICE}"
     cause = _assertion(clean) if code < 0 else ""
     cause = cause or next((line for line in clean if _LOADING.search(line)), "")
     if not cause:
