@@ -249,3 +249,34 @@ async def test_a_required_call_without_tools_is_refused(
     body = body_of(path, "talker", USER, tool_choice=choice, **offered)
     status, answer, _ = await post(http, url + path, body)
     assert status == 400 and "there are no tools" in json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/chat/completions", {"parallel_tool_calls": False}),
+        ("/v1/responses", {"parallel_tool_calls": False}),
+        ("/v1/messages", {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}),
+    ],
+)
+async def test_an_answer_has_one_call_if_parallel_calls_are_disabled(
+    serve: Serve, http: ClientSession, path: str, more: dict[str, Any]
+) -> None:
+    def call(index: int) -> dict[str, Any]:
+        function = {"name": "get_time", "arguments": f'{{"zone":"z{index}"}}'}
+        return {"index": index, "id": f"call_{index}", "type": "function", "function": function}
+
+    streamed = (chunk(tool_calls=[call(0)]), chunk(tool_calls=[call(1)]), chunk(finish="tool_calls"))
+    service = ScriptedService(*streamed, usage_chunk())
+    url = await serve(parts(service, TALKER))
+    body = body_of(path, "talker", USER, tools=tools_of(path, TOOL), stream=True)
+    async with http.post(url + path, json={**body, **more}) as answer:
+        text = await answer.text()
+    assert answer.status == 200 and "z0" in text and "z1" not in text and "call_1" not in text
+    async with http.post(url + path, json=body) as answer:
+        assert "z1" in await answer.text()
+    if path == "/v1/chat/completions":
+        message = {"role": "assistant", "content": None, "tool_calls": [call(0), call(1)]}
+        service.events = ({"choices": [{"index": 0, "finish_reason": "tool_calls", "message": message}]},)
+        _, whole, _ = await post(http, url + path, {**body, **more, "stream": False})
+        assert [made["id"] for made in whole["choices"][0]["message"]["tool_calls"]] == ["call_0"]

@@ -11,6 +11,7 @@ from sollold.api.engine.conversation import Message, flatten, tidy
 from sollold.api.engine.forced_tool import ForcedToolService
 from sollold.api.engine.format_beside_tools import FormatBesideToolsService
 from sollold.api.engine.retry import RevisingService, with_llama_body
+from sollold.api.engine.single_call import SingleCallService
 from sollold.api.engine.tool_text import ToolTextService
 from sollold.api.engine.tools import unconstrained_tool
 from sollold.errors import Refusal, bad_request
@@ -120,7 +121,8 @@ class TolerantService:
 
     def __init__(self, service: Service) -> None:
         self._plain = TemplateFallbackService(SchemaFallbackService(CachedImagesService(service)))
-        self._with_tools = FormatBesideToolsService(ForcedToolService(ToolTextService(self._plain)))
+        with_calls = ForcedToolService(ToolTextService(self._plain))
+        self._with_tools = SingleCallService(FormatBesideToolsService(with_calls))
 
     def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Coroutine[Any, Any, Answer]:
         """As `Service.open`."""
