@@ -555,6 +555,21 @@ async def test_usable_content_has_the_name_of_a_model_on_a_hanging_share(
         assert sorted(named(restarted)) == ["far:latest", f"far:latest-{second[:8]}"]
 
 
+def test_a_name_is_not_older_than_the_clock_that_was_set_later(tmp_path: Path) -> None:
+    """Names lead to the content that has had them longest on any node: 1970 would always win."""
+    owners = NameOwners(tmp_path / "owners.json")
+
+    def since(now: float) -> float:
+        model = Model("x:latest", "1", "own", ("/own/x.gguf",), 1, 0.0)
+        ((listed,), _, _) = owners.assign((model,), now, settled=True, reading=False)
+        return listed.since
+
+    assert since(20.0) == 0.0
+    assert since(1.7e9) == 1.7e9
+    assert since(1.8e9) == 1.7e9
+    assert since(20.0) == 1.7e9
+
+
 async def test_a_usable_copy_is_listed_rather_than_one_that_can_not_be_read(tmp_path: Path) -> None:
     owners = NameOwners(tmp_path / "owners.json")
     hung, own = (

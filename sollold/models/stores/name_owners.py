@@ -20,6 +20,9 @@ from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.models")
 
+_FIRST_TIME = 1_577_836_800.0
+"""The year 2020, in Unix time: a clock that shows less was not set yet."""
+
 
 class NameOwners:
     """Lower-case name → digest of the content, and since when, in seconds since the epoch."""
@@ -64,6 +67,9 @@ class NameOwners:
         for key, contents in named.items():
             owner = self._owner(key, contents, now, settled=settled, reading=reading)
             digest, since = self._owners.get(key, ("", 0.0))
+            if digest:
+                since = _plausible(since, now)
+                self._owners[key] = digest, since
             for model in contents:
                 if model.digest != owner:
                     unnamed.append(model)
@@ -99,8 +105,16 @@ class NameOwners:
             return contents[0].digest
         first = (usable or contents)[0]
         if not first.unusable:
-            self._owners[key] = (first.digest, now)
+            self._owners[key] = first.digest, now
         return first.digest
+
+
+def _plausible(since: float, now: float) -> float:
+    """Return a time that may be compared with those of other nodes; 0.0, unknown, before the clock is set.
+
+    A machine without a battery begins in 1970. Its content would otherwise take the names of all others.
+    """
+    return next((time for time in (since, now) if time >= _FIRST_TIME), 0.0)
 
 
 def distinct_names(model: Model, keeper: Model | None) -> tuple[str, ...]:
