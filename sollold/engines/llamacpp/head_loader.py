@@ -11,7 +11,8 @@ from sollold.engines.commands import Deploy
 from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp.command_line import WorkerAddress, can_draft
 from sollold.engines.llamacpp.context import DeploymentContext
-from sollold.engines.llamacpp.llama_server import LOAD_SECONDS, Head, HeadFailed
+from sollold.engines.llamacpp.llama_server import Head, HeadFailed
+from sollold.engines.llamacpp.load_progress import max_load_seconds
 from sollold.models.model import Model
 
 log = logging.getLogger("sollold.engines")
@@ -59,7 +60,7 @@ class HeadLoader:
         Raises:
             HeadFailed: it can't load the model, or takes too long.
         """
-        model, plan, tries = self._model, self._plan, _TRIES
+        model, plan, tries, limit = self._model, self._plan, _TRIES, max_load_seconds(self._model)
         while True:
             tries -= 1
             self.head = await Head.start(
@@ -73,12 +74,11 @@ class HeadLoader:
                 draft=self._draft,
             )
             try:
-                async with asyncio.timeout(LOAD_SECONDS):
+                async with asyncio.timeout(limit):
                     await self.head.ready(self._context.http)
                 return self.head
             except TimeoutError as error:
-                minutes = LOAD_SECONDS / 60
-                raise HeadFailed(f"the model was not loaded within {minutes:.0f} minutes") from error
+                raise HeadFailed(f"the model was not loaded within {limit / 60:.0f} minutes") from error
             except HeadFailed as error:
                 if error.projector and model.projector:
                     self._go_without("its projector", error)
@@ -91,5 +91,6 @@ class HeadLoader:
                 await self.head.stop(0.0)
 
     def _go_without(self, part: str, error: HeadFailed) -> None:
-        self.without = f"running without {part}, which llama.cpp can't load: {error}"
-        log.warning("%s: %s", self._plan.model, self.without, extra={"deployment": self._deployment})
+        reason = f"running without {part}, which llama.cpp can't load: {error}"
+        self.without = f"{self.without}; {reason}" if self.without else reason
+        log.warning("%s: %s", self._plan.model, reason, extra={"deployment": self._deployment})

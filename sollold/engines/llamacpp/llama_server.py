@@ -34,8 +34,6 @@ from sollold.models.templates.jinja import to_jinja
 from sollold.placement.plan import Plan
 from sollold.settings.state_file import write_whole
 
-LOAD_SECONDS = 3600.0
-"""Maximum duration of a load, in seconds."""
 _POLL_SECONDS = 0.1
 _REMOVE_SECONDS = 2.0
 _STATE = "cmd_child_to_router:state:"

@@ -6,6 +6,10 @@ import time
 
 from sollold.models.model import Model
 
+LOAD_SECONDS = 3600.0
+"""Maximum duration of a load, in seconds, besides the time for its data; see `max_load_seconds`."""
+_MIN_RATE = 5e6
+"""Bytes per second of the slowest disk or network on which a load is given enough time."""
 LOAD_STALL_SECONDS = 60.0
 """A load without progress for this long has stalled, on a hung worker for example; see `stall_seconds`."""
 FIRST_WORD_SECONDS = 60.0
@@ -67,9 +71,14 @@ class LoadProgress:
         return idle if idle > limit else 0.0
 
 
+def max_load_seconds(model: Model) -> float:
+    """Return the seconds after which a load that still makes progress is given up."""
+    return LOAD_SECONDS + model.size / _MIN_RATE
+
+
 def stall_seconds(model: Model, progress: float) -> float:
     """Return the worst-case seconds until the next progress report, of which there is one per tensor: the
     largest over a link of 5 MB/s. After the last tensor, state is allocated and a first token computed.
     """
-    slowest = model.size / max(model.layers, 1) / 5e6
+    slowest = model.size / max(model.layers, 1) / _MIN_RATE
     return (LOAD_STALL_SECONDS + slowest) * (3 if progress >= 1.0 else 1)
