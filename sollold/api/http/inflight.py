@@ -109,12 +109,13 @@ class InflightRequest:
 
     def _counts(self) -> tuple[int, int]:
         """Return the number of tokens of the prompt and of the answer."""
-        if len(self.usages) > 1:
+        body = next((call.body for call in self.ask.calls.values()), {})
+        asked = body.get("n")
+        choices = asked if isinstance(asked, int) else 1
+        if len(self.usages) > 1 and (choices > 1 or isinstance(body.get("prompt"), list)):
             # Each choice reports the prompt that it shares with the others.
-            asked = next((call.body.get("n") for call in self.ask.calls.values()), None)
-            choices = min(asked, len(self.usages)) if isinstance(asked, int) else 1
             prompt, generated = map(sum, zip(*self.usages, strict=True))
-            return prompt // max(1, choices), generated
+            return prompt // max(1, min(choices, len(self.usages))), generated
         counts = token_counts(*self.tail)
         return counts or (self.prompt_tokens, self.events if self.ask.stream else 0)
 
