@@ -18,7 +18,8 @@ help: ## show this list
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@packaging/prerequisites $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --require-hashes -r requirements.lock || { echo "The dependencies could not be installed: see above. \
+	Fetching them needs a Python package index; PIP_INDEX_URL names another one than pypi.org." >&2; exit 1; }
 	$(PIP) --no-deps --editable .
 	@touch $@
 

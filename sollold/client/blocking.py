@@ -253,6 +253,8 @@ class BlockingClient:
             return ClientError(login_wanted(self.url), 401)
         if not words:
             return self._not_sollold(f"it answers with HTTP status {answer.status}")
+        if answer.status == 401 and not self._key:
+            words += ". Commands send the key in $SOLLOLD_API_KEY"
         return ClientError(words, answer.status)
 
     def _read(self, exchange: _Exchange) -> bytes:

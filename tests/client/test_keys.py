@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from sollold.client import Client, ClientError, HybridRouter, OllamaPool, sync_wrapper
+from sollold.client.blocking import BlockingClient
 from sollold.client.cluster import ClusterClient
 from sollold.client.node_list import NodeList
 from tests.http_double import HttpDouble
@@ -83,6 +84,8 @@ async def test_the_blocking_client_takes_a_key(gates: Callable[[], Any]) -> None
             assert pool.list() == []
         with sync_wrapper.HybridRouter(node=url, api_key=SECRET) as router:
             assert router.coordinators == []
+        with pytest.raises(ClientError, match=r"an API key is needed.*\$SOLLOLD_API_KEY$"):
+            BlockingClient(url).get("/api/tags")
 
     await asyncio.to_thread(ask)
 

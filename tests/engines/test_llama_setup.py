@@ -446,7 +446,7 @@ def test_a_missing_source_is_reported_with_both_reasons(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workshop.git('echo "fatal: could not resolve host"; exit 128')
-    with pytest.raises(SetupFailed, match=r"could not resolve host.*pip could not fetch.*llama.server"):
+    with pytest.raises(SetupFailed, match=r"could not resolve host.*with pip failed.*llama.server"):
         workshop.setup().run()
     assert workshop.entries() == []
 

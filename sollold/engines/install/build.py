@@ -134,14 +134,14 @@ class Build:
             "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
             "GIT_HTTP_LOW_SPEED_TIME": "20",
         }
-        failure = f"git could not fetch {UPSTREAM}"
+        step = f"fetching {UPSTREAM} with git"
         git = ["git", "-C", str(source)]
-        self._steps.run(failure, ["git", "ls-remote", "--exit-code", UPSTREAM, "HEAD"], env=env, timeout=20)
-        self._steps.run(failure, ["git", "init", "--quiet", str(source)], env=env)
+        self._steps.run(step, ["git", "ls-remote", "--exit-code", UPSTREAM, "HEAD"], env=env, timeout=20)
+        self._steps.run(step, ["git", "init", "--quiet", str(source)], env=env)
         # By its hash: a tag can be moved.
         fetch = [*git, "fetch", "--quiet", "--depth", "1", UPSTREAM, COMMIT]
-        self._steps.run(failure, fetch, env=env, timeout=900)
-        self._steps.run(failure, [*git, "checkout", "--quiet", "FETCH_HEAD"], env=env)
+        self._steps.run(step, fetch, env=env, timeout=900)
+        self._steps.run(step, [*git, "checkout", "--quiet", "FETCH_HEAD"], env=env)
         head = self._steps.run("git rev-parse", [*git, "rev-parse", "HEAD"]).strip()
         if head != COMMIT:
             raise SetupFailed(f"{UPSTREAM} returned commit {head[:40]} instead of {COMMIT}; not used")
@@ -152,9 +152,10 @@ class Build:
         wanted = self._work / "source.txt"
         wanted.write_text(f"{name}=={version} --hash=sha256:{digest}\n")
         # pip runs the package's build backend for its metadata, and would fetch that without checking hashes.
-        self._install_tools(f"pip could not fetch the source of {name} {version}")
+        step = f"fetching the source of {name} {version} with pip"
+        self._install_tools(step)
         self._steps.run(
-            f"pip could not fetch the source of {name} {version}",
+            step,
             [
                 *self._pip("download", "--no-build-isolation", "--no-deps", "--no-binary", name),
                 "--require-hashes",
@@ -180,13 +181,13 @@ class Build:
     def _wheels(self) -> tuple[str, str]:
         """Install CMake and Ninja into an environment of this build; return their paths."""
         self._tell("fetching", 0.05, "fetching CMake and Ninja")
-        self._install_tools("pip could not install CMake and Ninja")
+        self._install_tools("installing CMake and Ninja with pip")
         scripts = Path(self._python()).parent
         return str(scripts / "cmake"), str(scripts / "ninja")
 
-    def _install_tools(self, failure: str) -> None:
+    def _install_tools(self, step: str) -> None:
         wheels = ("--only-binary", ":all:", "--require-hashes", "-r", str(TOOLS))
-        self._steps.run(failure, self._pip("install", *wheels), timeout=900)
+        self._steps.run(step, self._pip("install", *wheels), timeout=900)
 
     def _pip(self, command: str, *arguments: str) -> list[str]:
         options = ("--disable-pip-version-check", "--no-input", "--quiet")
@@ -196,8 +197,7 @@ class Build:
         if self._env is None:
             folder = self._work / "env"
             self._steps.run(
-                "a Python environment for the build could not be created "
-                "(on Debian: sudo apt install python3-venv)",
+                "creating a Python environment (on Debian: sudo apt install python3-venv)",
                 [sys.executable, "-m", "venv", str(folder)],
                 timeout=300,
             )
