@@ -7,7 +7,7 @@ had the beginning of a conversation (its KV cache may still hold it). All of thi
 from __future__ import annotations
 
 import zlib
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import field
 
@@ -103,7 +103,7 @@ class Router:
         self._me = me
         weights = STRATEGIES[strategy]
         self._rules = tuple((rule, weights[rule.name]) for rule in RULES if weights.get(rule.name))
-        self._memory: dict[tuple[str, str], _Memory] = {}
+        self._memory: defaultdict[tuple[str, str], _Memory] = defaultdict(_Memory)
         self._prefixes: OrderedDict[str, tuple[tuple[str, str], float]] = OrderedDict()
         self._sequence = 0
         self.on_request_end: Callable[[tuple[str, str]], None] = lambda endpoint: None
@@ -196,7 +196,7 @@ class Router:
 
     def sent(self, key: tuple[str, str], query: EndpointQuery, now: float) -> None:
         """Note that a request is being sent to the endpoint ``key``."""
-        memory = self._memory.setdefault(key, _Memory())
+        memory = self._memory[key]
         memory.under_way += 1
         self._sequence += 1
         memory.last_sent = self._sequence
@@ -210,7 +210,7 @@ class Router:
 
     def began(self, key: tuple[str, str], seconds: float) -> None:
         """Note that the engine began to respond after ``seconds``."""
-        memory = self._memory.setdefault(key, _Memory())
+        memory = self._memory[key]
         memory.breaker.reached()
         memory.first_byte += (seconds - memory.first_byte) * (_LEARNING_RATE if memory.first_byte else 1.0)
 
@@ -228,7 +228,7 @@ class Router:
 
     def failed(self, key: tuple[str, str], now: float) -> None:
         """Note a transport error: the endpoint could not be reached, or the connection broke."""
-        self._memory.setdefault(key, _Memory()).breaker.failed(now)
+        self._memory[key].breaker.failed(now)
 
     def forget(self, records: Iterable[Record]) -> None:
         """Drop the state of endpoints that are no longer in the records and have no running requests."""
