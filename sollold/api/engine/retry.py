@@ -34,6 +34,8 @@ class RevisingService:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self._innermost: Service = service._innermost if isinstance(service, RevisingService) else service
+        """Gets each request first; most need no other try, whatever the number of services around it."""
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
         """As `Service.open`; the deadline of ``ask`` covers all tries together.
@@ -43,7 +45,7 @@ class RevisingService:
         """
         end = end_of(ask)
         try:
-            return await self.service.open(ask, on_wait)
+            return await self._innermost.open(ask, on_wait)
         except Refusal as first:
             refusal = first
         return await self._retry(ask, on_wait, refusal, end)
@@ -51,7 +53,15 @@ class RevisingService:
     async def _retry(
         self, first: Ask, on_wait: Callable[[Waiting], None], refusal: Refusal, end: float
     ) -> Answer:
-        """Retry ``first``, which was refused, in revised forms; ``end``: from `end_of`."""
+        """Retry ``first``, which was refused, in forms revised by the services within, then by this one.
+
+        ``end``: from `end_of`.
+        """
+        if isinstance(self.service, RevisingService):
+            try:
+                return await self.service._retry(first, on_wait, refusal, end)
+            except Refusal as last:
+                refusal = last
         ask = ending(first, end)
         for attempt in range(self.tries):
             by_engine = refusal.fault in (Fault.ENGINE, Fault.BAD_REQUEST)
