@@ -22,8 +22,9 @@ from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.modelfile import without_modelfile
 from sollold.api.engine.placement import find_placed
 from sollold.api.http.body import as_type, read_object
-from sollold.api.http.caller import ID, caller_of, prefix_of
+from sollold.api.http.caller import caller_of, prefix_of
 from sollold.api.http.errors import Dialect
+from sollold.api.http.exchange import exchange_of
 from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext
 from sollold.api.http.route import Route
@@ -72,9 +73,8 @@ class AnthropicRoutes:
 
         def encoder() -> EventEncoder:
             omits = parsed.thinking is not None and parsed.thinking.omitted
-            events = MessageEvents(
-                parsed.model, parsed.stop_sequences or (), omit_thinking=omits, request=request[ID]
-            )
+            id = exchange_of(request).id
+            events = MessageEvents(parsed.model, parsed.stop_sequences or (), omit_thinking=omits, request=id)
             return EventEncoder(events, Dialect.ANTHROPIC)
 
         gather = None if parsed.stream else encoder

@@ -6,7 +6,8 @@ import hashlib
 
 from aiohttp import web
 
-from sollold.api.http.client_address import Network, address_of
+from sollold.api.http.client_address import ClientAddress, Network, address_of
+from sollold.api.http.exchange import exchange_of
 from sollold.control.keys import PREFIX as KEY_PREFIX
 from sollold.control.keys import Key, Keys, Scope
 from sollold.control.member_pass import PREFIX as PASS_PREFIX
@@ -95,10 +96,6 @@ class Client:
         return "local" if self.local else "member" if self.member else ""
 
 
-CLIENT = web.RequestKey("client", Client)
-"""Request key of the `Client` that sent it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Denied:
     """Why a request is refused: 401 if a key would help, 403 if the presented one does not suffice."""
@@ -127,13 +124,14 @@ class Access:
         """Whether other machines may use models and read without a key."""
         return self.mode == "open" or (not self.mode and (self._keys is None or not self._keys.made))
 
-    async def admit(self, request: web.Request) -> Denied | None:
-        """Store the client in ``request``; return why it is refused, or None."""
-        needed = scope_of(request.method, route_of(request))
-        client = await self.identify(request)
+    async def admit(self, request: web.Request, peer: ClientAddress) -> Denied | None:
+        """Note the client of ``request``, which comes from ``peer``; return why it is refused, or None."""
+        exchange = exchange_of(request)
+        needed = scope_of(request.method, exchange.route)
+        client = await self._identify(request, peer)
         if isinstance(client, Denied):
             return client if needed is not None else None
-        request[CLIENT] = client
+        exchange.client = client
         return None if needed is None else _check_scope(request, client, needed)
 
     def valid(self, key: Key) -> bool:
@@ -148,9 +146,8 @@ class Access:
             return passes is not None and any(map(passes.from_live, _secrets(request)))
         return client.local or client.key is not None or self.open
 
-    async def identify(self, request: web.Request) -> Client | Denied:
+    async def _identify(self, request: web.Request, peer: ClientAddress) -> Client | Denied:
         """Return the client that sent ``request``; `Denied` if its key is not valid."""
-        peer = address_of(request, self.proxies)
         secrets, key = _secrets(request), None
         for secret in secrets:
             passes = self._passes if secret.startswith(PASS_PREFIX) else None
@@ -181,20 +178,13 @@ def scope_of(method: str, route: str) -> Scope | None:
     return Scope.ADMIN
 
 
-def route_of(request: web.Request) -> str:
-    """Return the route of a request, without the prefix ``/v1`` of Ollama's routes; empty if it has none."""
-    resource = request.match_info.route.resource
-    path = resource.canonical if resource is not None else ""
-    return path.removeprefix("/v1") if path.startswith("/v1/api/") else path
-
-
 def client_of(request: web.Request) -> Client:
     """Return the client that sent ``request``."""
-    try:
-        return request[CLIENT]
-    except KeyError:
+    client = exchange_of(request).client
+    if client is None:
         peer = address_of(request, ())
-        return Client(peer.address, None, local=peer.local)
+        client = Client(peer.address, None, local=peer.local)
+    return client
 
 
 def _check_scope(request: web.Request, client: Client, needed: Scope) -> Denied | None:

@@ -24,8 +24,7 @@ from sollold.api.dashboard import DashboardRoutes
 from sollold.api.engine.tolerant import TolerantService
 from sollold.api.http.access import ACCESS, Access
 from sollold.api.http.answer_budget import AnswerBudget
-from sollold.api.http.body import BODY_BUDGET, LONGEST_BODY
-from sollold.api.http.caller import ID, request_id
+from sollold.api.http.body import LONGEST_BODY
 from sollold.api.http.client_address import networks
 from sollold.api.http.connections import (
     LONGEST_HEADER,
@@ -35,11 +34,11 @@ from sollold.api.http.connections import (
     connection_limit,
 )
 from sollold.api.http.cors import EXPOSED, METHODS, ORIGINS, Origins, allowed
-from sollold.api.http.expect import is_waiting, note_expectation
+from sollold.api.http.exchange import exchange_of
+from sollold.api.http.expect import note_expectation
 from sollold.api.http.guard import Guard
 from sollold.api.http.hosts import HOSTS, Hosts
 from sollold.api.http.inflight import InflightRequests
-from sollold.api.http.key_watch import BEGUN
 from sollold.api.http.request_log import REQUEST_LOG, RequestLog, ResponseCounts
 from sollold.api.http.response import KeepAlive, ResponseContext
 from sollold.api.http.route import Route
@@ -109,7 +108,7 @@ def build_app(
     access = Access(settings.auth, services.keys, services.passes)
     access.proxies = networks(settings.trusted_proxies)
     hosts = Hosts(settings.hosts, lambda: [node.name for node in services.cluster.live()])
-    guard = Guard(origins, hosts, access, answers, requests, AnswerBudget(bodies))
+    guard = Guard(origins, hosts, access, answers, requests, ByteBudget(bodies), AnswerBudget(bodies))
     app = web.Application(
         middlewares=[quiet_hang_up, guard.middleware()],
         client_max_size=LONGEST_BODY,
@@ -118,7 +117,6 @@ def build_app(
     app[HOSTS] = hosts
     app[ACCESS] = access
     app[REQUEST_LOG] = requests
-    app[BODY_BUDGET] = ByteBudget(bodies)
     for row in rows:
         app.router.add_route(row.method, row.path, row.handler, expect_handler=note_expectation)
         if row.path.startswith("/api/"):
@@ -135,20 +133,21 @@ def build_app(
 
 def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def stamp(request: web.Request, response: web.StreamResponse) -> None:
-        request[BEGUN] = response
+        exchange = exchange_of(request)
+        exchange.begun = response
         if isinstance(response, web.Response) and isinstance(response.body, (bytes, bytearray)):
             # For all routes, since any response may be large.
             response.body = sendable(response.body)
         # Without chunks the response ends with the connection, also if the caller requested keep-alive.
         is_endless = request.version < HttpVersion11 and response.content_length is None
         # What a client sends that waits to send its body may be the body or another request.
-        if is_endless or is_waiting(request):
+        if is_endless or exchange.waits:
             response.force_close()
             response.headers["Connection"] = "close"
-        response.headers["X-Request-Id"] = request.get(ID) or request_id(request)
+        response.headers["X-Request-Id"] = exchange.id
         if "anthropic-version" in request.headers:
             # Anthropic's clients read it by this name, and print it with errors.
-            response.headers["request-id"] = response.headers["X-Request-Id"]
+            response.headers["request-id"] = exchange.id
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         origin = request.headers.get("Origin")
         if origin is None:

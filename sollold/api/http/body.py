@@ -8,39 +8,36 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from sollold.api.http.access import client_of
 from sollold.api.http.decompress import decompressed
+from sollold.api.http.exchange import Exchange, exchange_of
 from sollold.api.http.expect import accept_body
 from sollold.api.http.invalid import explain, wrong_field
 from sollold.api.http.json_bounds import JsonBounds, TooManyValues
 from sollold.api.http.json_repair import TooMuchToRepair, repaired
 from sollold.api.http.media_cut import SHORTEST_CUT, cut_media, restore_texts
 from sollold.errors import Fault, Refusal, bad_request
-from sollold.serving.byte_budget import ByteBudget
-from sollold.serving.media import Media
 
 T = TypeVar("T")
 
 LONGEST_BODY = 128 << 20
 """Maximum bytes of a JSON body, including images. Blobs are streamed and not limited by it."""
-BODY_BUDGET = web.AppKey("body_budget", ByteBudget)
-"""The application's budget for the bodies of running requests."""
-_COUNTED = web.RequestKey("counted", int)
-_RAW = web.RequestKey("raw", bytearray)
-_MEDIA = web.RequestKey("media", Media)
 _RETRY_SECONDS = 5.0
 
 _BODY_TIMEOUT = 120.0
 """Timeout for receiving a whole body, in seconds."""
 
 _DEFAULT_MAX_BYTES = 8 << 20
-_WITH_MEDIA = ("/chat", "/generate", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
-_WITH_TEXTS = ("/embed", "/v1/embeddings", "/batch/embed", "/v1/responses", "/v1/responses/input_tokens")
+_WITH_MEDIA = (
+    *("/api/chat", "/api/generate", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"),
+)
+_WITH_TEXTS = (
+    *("/api/embed", "/v1/embeddings", "/api/batch/embed", "/v1/responses", "/v1/responses/input_tokens"),
+)
 _MAX_BYTES = {
     **dict.fromkeys(_WITH_MEDIA, LONGEST_BODY),
     **dict.fromkeys(_WITH_TEXTS, 24 << 20),
 }
-"""Route (without ``/api``) → maximum bytes of its bodies, if more than usual: images, many texts."""
+"""Route → maximum bytes of its bodies, if more than usual: images, many texts."""
 
 _MAX_ITEMS = {"messages": 4096, "input": 4096, "tools": 512, "functions": 512}
 """Maximum objects in a field, in every dialect: checking and rewriting each takes up to 0.1 ms."""
@@ -110,26 +107,21 @@ def as_type(value: dict[str, Any], type_: type[T]) -> T:
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
-    """Read the request's body as a JSON object; large images and audio are cut out of it (`media_of`).
+    """Read the request's body as a JSON object; large images and audio are cut out of it (`Exchange.media`).
 
     Raises:
         Refusal: BAD_REQUEST, with status 413 if it is too long, 408 if it arrives too slowly; UNAVAILABLE
             if the bodies in progress already take too much memory.
     """
     raw = await read_bytes(request)
-    if len(raw) < SHORTEST_CUT or _path(request) not in _WITH_MEDIA:
+    if len(raw) < SHORTEST_CUT or (exchange := exchange_of(request)).route not in _WITH_MEDIA:
         return await parse_object(raw)
     text, media = await cut_media(raw)
     value = await parse_object(text)
     if media is not None:
         await restore_texts(value, media)
-        request[_MEDIA] = media
+        exchange.media = media
     return value
-
-
-def media_of(request: web.Request) -> Media | None:
-    """Return what was cut out of the body, once it has been read."""
-    return request.get(_MEDIA)
 
 
 async def read_bytes(request: web.Request) -> bytearray:
@@ -138,22 +130,24 @@ async def read_bytes(request: web.Request) -> bytearray:
     Raises:
         Refusal: as `read_object`.
     """
-    raw: bytearray | None = request.get(_RAW)
-    if raw is not None:
-        return raw
+    exchange = exchange_of(request)
+    if exchange.body is not None:
+        return exchange.body
+    limit = min(_MAX_BYTES.get(exchange.route, _DEFAULT_MAX_BYTES), request.client_max_size)
     # An announced length takes no memory yet, so it is not counted against the budget.
-    _check_size(request, request.content_length or 0)
-    accept_body(request)
+    length = request.content_length or 0
+    _check_size(length, limit)
+    accept_body(request, exchange)
     parts, bounds = bytearray(), JsonBounds()
     try:
-        if _is_complete(request):
-            # The usual case: there is nothing to wait for.
+        if 0 < length <= _SMALL and request.content.is_eof() and "Content-Encoding" not in request.headers:
+            # The usual case: it has arrived as a whole with its headers.
             piece = request.content.read_nowait()
             parts += piece
             bounds.feed(piece)
-            _count(request, len(parts) + bounds.cost)
+            _count(exchange, len(parts) + bounds.cost)
         else:
-            await _gather(request, parts, bounds)
+            await _gather(request, exchange, parts, bounds, limit)
     except TooManyValues as error:
         raise bad_request(str(error)) from None
     except TimeoutError:
@@ -163,73 +157,59 @@ async def read_bytes(request: web.Request) -> bytearray:
     if parts.startswith(_BYTE_ORDER_MARK):
         del parts[: len(_BYTE_ORDER_MARK)]
     # Not copied, which would take long for a large body.
-    request[_RAW] = parts
+    exchange.body = parts
     return parts
 
 
-def _is_complete(request: web.Request) -> bool:
-    """Whether an uncompressed body has arrived as a whole, as a small one does with its headers."""
-    return (
-        request.content.is_eof()
-        and 0 < (request.content_length or 0) <= _SMALL
-        and "Content-Encoding" not in request.headers
-    )
-
-
-async def _gather(request: web.Request, parts: bytearray, bounds: JsonBounds) -> None:
+async def _gather(
+    request: web.Request, exchange: Exchange, parts: bytearray, bounds: JsonBounds, limit: int
+) -> None:
     """Read piece by piece; a body of unknown or compressed length is counted as it arrives."""
     async with asyncio.timeout(_BODY_TIMEOUT):
         async for piece in decompressed(request):
             parts += piece
             bounds.feed(piece)
-            _check_size(request, len(parts))
-            _count(request, len(parts) + bounds.cost)
+            _check_size(len(parts), limit)
+            _count(exchange, len(parts) + bounds.cost)
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _check_size(request: web.Request, size: int) -> None:
+def _check_size(size: int, limit: int) -> None:
     """Refuse a body that is longer than its route allows.
 
     Raises:
         Refusal: BAD_REQUEST with status 413.
     """
-    limit = min(_MAX_BYTES.get(_path(request), _DEFAULT_MAX_BYTES), request.client_max_size)
     if size > limit:
         raise bad_request(f"body too large: the limit is {limit} bytes", status=413)
 
 
-def _path(request: web.Request) -> str:
-    """Return the route, without ``/api``."""
-    route = request.match_info.route.resource
-    return (route.canonical if route is not None else "").removeprefix("/v1/api").removeprefix("/api")
-
-
-def _count(request: web.Request, size: int) -> None:
+def _count(exchange: Exchange, size: int) -> None:
     """Count ``size`` bytes against the budget, until `release_body`.
 
     Raises:
         Refusal: as `read_object`.
     """
-    budget, counted = request.app.get(BODY_BUDGET), request.get(_COUNTED, 0)
+    budget, counted = exchange.budget, exchange.counted
     if budget is None or size <= counted:
         return
-    if not budget.reserve(size - counted, counted, _holder(request)):
+    if not budget.reserve(size - counted, counted, _holder(exchange)):
         message = "the bodies of running requests already use too much memory; try again later"
         raise Refusal(Fault.UNAVAILABLE, message, retry_after=_RETRY_SECONDS)
-    request[_COUNTED] = size
+    exchange.counted = size
 
 
-def release_body(request: web.Request) -> None:
+def release_body(exchange: Exchange) -> None:
     """Return the body's bytes to the budget when the request has ended."""
-    budget = request.app.get(BODY_BUDGET)
-    if budget is not None:
-        budget.release(request.pop(_COUNTED, 0), _holder(request))
+    if exchange.budget is not None and exchange.counted:
+        exchange.budget.release(exchange.counted, _holder(exchange))
+        exchange.counted = 0
 
 
-def _holder(request: web.Request) -> str:
+def _holder(exchange: Exchange) -> str:
     """Return the client that the budget counts the body for; empty for programs on this machine."""
-    client = client_of(request)
-    return "" if client.local else client.identity
+    client = exchange.client
+    return "" if client is None or client.local else client.identity

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from sollold.api.http.access import client_of
-from sollold.api.http.body import media_of
+from sollold.api.http.exchange import exchange_of
 from sollold.errors import bad_request
 from sollold.facts import dataclass
 from sollold.priority import NAMES, NORMAL, ROLES
 from sollold.serving.media import Media
 from sollold.units import parse_seconds
-
-ID = web.RequestKey("request_id", str)
-"""Request key of the request's id."""
-
-
-_ID = re.compile(r"[\w.:\-]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +40,13 @@ class Caller:
     media: Media | None = None
 
 
-def request_id(request: web.Request) -> str:
-    """Return the id of a request: the caller's if it is valid, else a random one."""
-    header = request.headers.get("X-Request-Id", "")
-    return header if _ID.fullmatch(header) else os.urandom(8).hex()
-
-
 def caller_of(request: web.Request, field: object, timeout: object) -> Caller:
     """Return the `Caller` of ``request``; ``field``, ``timeout``: its body's priority and timeout.
 
     Raises:
         Refusal: BAD_REQUEST for an invalid priority or timeout.
     """
-    headers = request.headers
+    headers, exchange = request.headers, exchange_of(request)
     deadline = 0.0
     timeout_value = headers.get("X-Sollold-Deadline") or timeout
     if timeout_value is not None:
@@ -70,12 +57,12 @@ def caller_of(request: web.Request, field: object, timeout: object) -> Caller:
         if deadline <= 0:
             raise bad_request("invalid timeout: it must be more than 0 seconds")
     return Caller(
-        id=f"{request.get(ID) or request_id(request)}.{os.urandom(3).hex()}",
+        id=f"{exchange.id}.{os.urandom(3).hex()}",
         client=client_of(request).identity,
         priority=priority_of(headers.get("X-Sollold-Priority"), field, headers.get("X-Sollold-Role")),
         deadline=deadline,
         explain=headers.get("X-Sollold-Explain", "").lower() in ("1", "true", "yes"),
-        media=media_of(request),
+        media=exchange.media,
     )
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from aiohttp import HttpVersion11, web
 
-_WAITS = web.RequestKey("waits_to_send", bool)
+from sollold.api.http.exchange import Exchange, exchange_of
 
 
 async def note_expectation(request: web.Request) -> None:
     """Remember that the client waits. Other expectations are ignored."""
-    request[_WAITS] = request.version >= HttpVersion11 and request.headers["Expect"].lower() == "100-continue"
+    expected = request.headers["Expect"].lower()
+    exchange_of(request).waits = request.version >= HttpVersion11 and expected == "100-continue"
 
 
-def accept_body(request: web.Request) -> None:
+def accept_body(request: web.Request, exchange: Exchange) -> None:
     """Let a client that waits send the body, which is about to be read."""
-    if request.pop(_WAITS, False) and request.transport is not None:
+    waits, exchange.waits = exchange.waits, False
+    if waits and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def is_waiting(request: web.Request) -> bool:
-    """Whether the client still waits: it may send its body after the response, or not at all."""
-    return bool(request.get(_WAITS, False))

@@ -7,27 +7,29 @@ import contextlib
 import logging
 import re
 import time
+from dataclasses import replace
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from sollold import tracing
-from sollold.api.http.access import CLIENT, Access, Denied, client_of, route_of
+from sollold.api.http.access import Access, Denied
 from sollold.api.http.answer_budget import AnswerBudget
 from sollold.api.http.body import release_body
-from sollold.api.http.caller import ID, request_id
 from sollold.api.http.client_address import address_of
 from sollold.api.http.cors import Origins, allowed
 from sollold.api.http.errors import Dialect, error_object, refusal_bytes
+from sollold.api.http.exchange import Exchange, adopt, exchange_of, route_of
 from sollold.api.http.hosts import Hosts, cross_site
-from sollold.api.http.key_watch import BEGUN, LAST_WORDS_SECONDS, revoked, while_valid
-from sollold.api.http.request_log import FINISHED, REFUSED, RequestLog, ResponseCounts
+from sollold.api.http.key_watch import LAST_WORDS_SECONDS, while_valid
+from sollold.api.http.request_log import RequestLog, ResponseCounts
 from sollold.api.http.response import NDJSON, json_response, refusal_response
 from sollold.api.http.route import Handler, dialect_of
 from sollold.api.http.traced import traced
 from sollold.cluster.net.hang_up import hung_up
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
+from sollold.serving.byte_budget import ByteBudget
 
 log = logging.getLogger("sollold.api")
 
@@ -55,13 +57,11 @@ def canonical_path(path: str) -> str:
     return f"/v1{path}" if _OPENAI_PATH.match(path) else path
 
 
-def _dialect(request: web.Request) -> Dialect:
+def _dialect(request: web.Request, route: str) -> Dialect:
     """Return the dialect of the errors of a request."""
-    resource = request.match_info.route.resource
-    path = canonical_path(request.path) if resource is None else resource.canonical
-    dialect = dialect_of(path)
+    dialect = dialect_of(route or canonical_path(request.path))
     # Paths that Anthropic's clients share with OpenAI's, and unknown paths.
-    shared = resource is None or path.startswith("/v1/models")
+    shared = not route or route.startswith("/v1/models")
     if dialect is Dialect.OPENAI and shared and "anthropic-version" in request.headers:
         return Dialect.ANTHROPIC
     return dialect
@@ -76,6 +76,7 @@ class Guard:
     access: Access
     answers: ResponseCounts
     requests: RequestLog
+    bodies: ByteBudget
     unread: AnswerBudget
 
     def middleware(self) -> Middleware:
@@ -83,87 +84,93 @@ class Guard:
 
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            request[ID] = request_id(request)
-            dialect = _dialect(request)
+            exchange = exchange_of(request)
+            exchange.budget = self.bodies
+            dialect = _dialect(request, exchange.route)
             started = time.monotonic()
             status = _HUNG_UP
             try:
-                answer = self._answer(request, handler, dialect)
-                response = await (traced(request, answer) if tracing.on() else answer)
-                response = self._counted(request, dialect, response)
+                answer = self._answer(request, exchange, handler, dialect)
+                response = await (traced(request, exchange, answer) if tracing.on() else answer)
+                response = self._counted(exchange, dialect, response)
                 status = response.status
                 return response
             finally:
-                release_body(request)
-                record = request.get(FINISHED)
+                release_body(exchange)
+                record = exchange.finished
                 if status == _HUNG_UP and record is not None and record.outcome == "ok":
                     status = 200  # The caller has received the whole answer.
-                self.answers.add(dialect, route_of(request), status, time.monotonic() - started)
-                self.requests.write(request, request[ID], status, started)
+                self.answers.add(dialect, exchange.route, status, time.monotonic() - started)
+                self.requests.write(request, exchange, status, started)
 
         return guard
 
     def _counted(
-        self, request: web.Request, dialect: Dialect, response: web.StreamResponse
+        self, exchange: Exchange, dialect: Dialect, response: web.StreamResponse
     ) -> web.StreamResponse:
         """Count a large answer until it is sent; if too many wait to be read, return a refusal instead."""
         if not isinstance(response, web.Response) or not isinstance(response.body, bytes | bytearray):
             return response
-        client = client_of(request)
-        body = self.unread.counted(response.body, "" if client.local else client.identity)
+        client = exchange.client
+        holder = "" if client is None or client.local else client.identity
+        body = self.unread.counted(response.body, holder)
         if body is None:
             message = "the answers that clients have not read yet use too much memory; try again later"
-            return refusal_response(dialect, Refusal(Fault.UNAVAILABLE, message), request[ID])
+            return refusal_response(dialect, Refusal(Fault.UNAVAILABLE, message), exchange.id)
         response.body = body
         return response
 
-    async def _answer(self, request: web.Request, handler: Handler, dialect: Dialect) -> web.StreamResponse:
-        if forbidden := _cross_origin_refusal(request, self.origins, self.hosts):
-            return json_response_of(dialect, 403, forbidden, request[ID])
+    async def _answer(
+        self, request: web.Request, exchange: Exchange, handler: Handler, dialect: Dialect
+    ) -> web.StreamResponse:
+        peer = address_of(request, self.access.proxies)
+        if forbidden := _cross_origin_refusal(request, self.origins, self.hosts, local=peer.local):
+            return json_response_of(dialect, 403, forbidden, exchange.id)
         if request.method == "OPTIONS" and (
             "Access-Control-Request-Method" in request.headers or request.path == "*"
         ):
             return web.Response(status=204)
         try:
-            denied = await self.access.admit(request)
+            denied = await self.access.admit(request, peer)
             if denied is not None:
-                return _denied(dialect, denied, request[ID])
-            return await self._handled(request, handler)
+                return _denied(dialect, denied, exchange.id)
+            key = exchange.client.key if exchange.client is not None else None
+            if key is None or peer.local:
+                return await handler(request)
+            return await while_valid(request, lambda: self.access.valid(key), lambda: handler(request))
         except Refusal as refusal:
-            request[REFUSED] = refusal.message
-            if refusal is revoked(request) and (response := request.get(BEGUN)) is not None:
-                return await _cut_short(request, response, dialect, refusal)
-            return refusal_response(dialect, refusal, request[ID])
+            exchange.refused = refusal.message
+            if refusal is exchange.revoked and exchange.begun is not None:
+                return await _cut_short(request, exchange.begun, dialect, refusal)
+            return refusal_response(dialect, refusal, exchange.id)
         except web.HTTPNotFound:
-            return await self._renamed_or_unknown(request, dialect)
+            return await self._renamed_or_unknown(request, exchange, dialect)
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            return _http_error(dialect, error, request[ID])
+            return _http_error(dialect, error, exchange.id)
         except Exception as error:
             if isinstance(error, ConnectionError) and hung_up(request):
                 raise
-            log.exception("%s %s failed", request.method, request.path, extra={"request": request[ID]})
-            message = f"internal error; see the node's log for request {request[ID]}"
-            return json_response_of(dialect, 500, message, request[ID])
+            log.exception("%s %s failed", request.method, request.path, extra={"request": exchange.id})
+            message = f"internal error; see the node's log for request {exchange.id}"
+            return json_response_of(dialect, 500, message, exchange.id)
 
-    async def _handled(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        client = client_of(request)
-        key = client.key
-        if key is None or client.local:
-            return await handler(request)
-        return await while_valid(request, lambda: self.access.valid(key), lambda: handler(request))
-
-    async def _renamed_or_unknown(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
+    async def _renamed_or_unknown(
+        self, request: web.Request, exchange: Exchange, dialect: Dialect
+    ) -> web.StreamResponse:
         renamed = await _renamed(request)
         if renamed is None:
             message = f"unknown path {request.path[:200]}; /openapi.json lists all routes"
-            return json_response_of(dialect, 404, message, request[ID])
+            return json_response_of(dialect, 404, message, exchange.id)
+        other = replace(exchange, route=route_of(renamed))
+        adopt(renamed, other)
         try:
-            return await self._answer(renamed, renamed.match_info.handler, dialect)
+            return await self._answer(renamed, other, renamed.match_info.handler, dialect)
         finally:
-            release_body(renamed)
-            _copy_account(renamed, request)
+            release_body(other)
+            # The log line of a request contains them.
+            exchange.client, exchange.finished, exchange.refused = other.client, other.finished, other.refused
 
 
 async def _cut_short(
@@ -194,16 +201,6 @@ def _http_error(dialect: Dialect, error: web.HTTPException, request: str) -> web
     return json_response_of(dialect, error.status, error.text or error.reason, request)
 
 
-def _copy_account(source: web.Request, target: web.Request) -> None:
-    """Copy the client and the result, which the log line of a request contains."""
-    if CLIENT in source:
-        target[CLIENT] = source[CLIENT]
-    if FINISHED in source:
-        target[FINISHED] = source[FINISHED]
-    if REFUSED in source:
-        target[REFUSED] = source[REFUSED]
-
-
 def _denied(dialect: Dialect, denied: Denied, request: str) -> web.Response:
     response = json_response_of(dialect, denied.status, denied.message, request)
     if denied.status == 401:
@@ -211,13 +208,15 @@ def _denied(dialect: Dialect, denied: Denied, request: str) -> web.Response:
     return response
 
 
-def _cross_origin_refusal(request: web.Request, origins: Origins, hosts: Hosts) -> str:
-    """Return why a request that a page of another site may have sent is refused; empty if it is not."""
+def _cross_origin_refusal(request: web.Request, origins: Origins, hosts: Hosts, *, local: bool) -> str:
+    """Return why a request that a page of another site may have sent is refused; empty if it is not.
+
+    ``local``: it comes from this machine.
+    """
     names = [request.headers["Host"]] if "Host" in request.headers else []
     if not request.raw_path.startswith("/") and request.url.raw_authority:
         # The target is a whole URL, as for proxies: that name counts, too (RFC 9112, 3.2.2).
         names.append(request.url.raw_authority)
-    local = address_of(request, ()).local
     for host in names:
         if not hosts.accepts(host, local=local):
             return f"host {host[:200]} is not allowed; add it to hosts in sollold.toml, [http]"

@@ -7,15 +7,13 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from sollold.api.http.exchange import exchange_of
 from sollold.errors import Refusal, bad_request
 
 CHECK_SECONDS = 1.0
 """Interval at which the key is checked, in seconds."""
 LAST_WORDS_SECONDS = 5.0
 """Time for the caller to take the error if a response has begun, in seconds."""
-BEGUN = web.RequestKey("begun", web.StreamResponse)
-"""Request key of the response that has begun."""
-_REVOKED = web.RequestKey("key_revoked", Refusal)
 
 
 async def while_valid(
@@ -36,7 +34,7 @@ async def while_valid(
         if valid():
             timer = loop.call_later(CHECK_SECONDS, check)
             return
-        request[_REVOKED] = bad_request(
+        exchange_of(request).revoked = bad_request(
             "the API key was revoked or has expired during this request", status=401
         )
         limit.reschedule(loop.time())
@@ -56,4 +54,4 @@ async def while_valid(
 
 def revoked(request: web.Request) -> Refusal | None:
     """Return the refusal if the handler of ``request`` was cancelled because of its key, else None."""
-    return request.get(_REVOKED)
+    return exchange_of(request).revoked

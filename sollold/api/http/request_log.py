@@ -11,18 +11,13 @@ from dataclasses import field
 
 from aiohttp import web
 
-from sollold.api.http.access import client_of, route_of
+from sollold.api.http.access import client_of
+from sollold.api.http.exchange import Exchange
 from sollold.control.activity import FinishedRequest, Histogram
 from sollold.control.keys import Key
 from sollold.facts import dataclass
 
 log = logging.getLogger("sollold.access")
-
-FINISHED = web.RequestKey("finished", FinishedRequest)
-"""Request key of how a request to a model ended."""
-REFUSED = web.RequestKey("refused", str)
-"""Request key of the reason for which a request was refused."""
-
 
 _BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _POLL = ("/api/cluster", "/api/doctor", "/api/ps", "/api/tags", "/api/version", "/metrics", "/web", "/health")
@@ -73,28 +68,29 @@ class RequestLog:
         self.mode = mode
         self.usage: dict[str, KeyUsage] = {}
 
-    def write(self, request: web.Request, id_: str, status: int, started: float) -> None:
+    def write(self, request: web.Request, exchange: Exchange, status: int, started: float) -> None:
         """Log a request that has ended; ``started``: monotonic time; ``status`` 499: its caller hung up."""
-        client, record = client_of(request), request.get(FINISHED)
-        if client.key is not None:
+        record = exchange.finished
+        if (client := exchange.client) is not None and client.key is not None:
             self.usage.setdefault(client.key.name, KeyUsage()).requests += 1
             if record is not None:
                 self.count_tokens(client.key, record)
-        if not self._is_logged(request, status, record):
+        if not self._is_logged(request, exchange, status):
             return
+        client = client_of(request)
         fields: dict[str, object] = {"client": client.address, "key": client.name}
-        fields |= {"route": f"{request.method} {route_of(request) or request.path[:200]}", "status": status}
+        fields |= {"route": f"{request.method} {exchange.route or request.path[:200]}", "status": status}
         if record is not None:
             fields |= {"model": record.model, "node": record.node}
             fields |= {"prompt_tokens": record.prompt_tokens, "tokens": record.tokens}
             if record.first_token >= 0:
                 fields["first_token"] = f"{record.first_token:.3f}"
             fields |= {"resumed": record.resumed, "outcome": record.outcome}
-        fields["error"] = request.get(REFUSED) or (record.error if record is not None else "")
+        fields["error"] = exchange.refused or (record.error if record is not None else "")
         fields["seconds"] = f"{time.monotonic() - started:.3f}"
         # Empty values are left out; names with spaces are quoted, so that the line can be split.
         words = [f"{name}={_quoted(value)}" for name, value in fields.items() if value != ""]
-        log.info("%s", " ".join(words), extra={**fields, "request": id_})
+        log.info("%s", " ".join(words), extra={**fields, "request": exchange.id})
 
     def count_tokens(self, key: Key | None, record: FinishedRequest) -> None:
         """Count the tokens of a request to a model as used by ``key``, if it has one."""
@@ -103,10 +99,10 @@ class RequestLog:
             usage.prompt_tokens += record.prompt_tokens
             usage.generated_tokens += record.tokens
 
-    def _is_logged(self, request: web.Request, status: int, record: FinishedRequest | None) -> bool:
+    def _is_logged(self, request: web.Request, exchange: Exchange, status: int) -> bool:
         if self.mode == "off" or not log.isEnabledFor(logging.INFO):
             return False
-        if self.mode == "all" or record is not None or REFUSED in request or status in (401, 403):
+        if self.mode == "all" or exchange.finished is not None or exchange.refused or status in (401, 403):
             return True
         return request.method not in ("GET", "HEAD", "OPTIONS")
 

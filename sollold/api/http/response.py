@@ -19,9 +19,9 @@ from aiohttp import web
 
 from sollold.api.http.encoder import Encoder
 from sollold.api.http.errors import Dialect, is_final, refusal_bytes, retry_after, status_of
+from sollold.api.http.exchange import exchange_of
 from sollold.api.http.inflight import InflightRequest, InflightRequests
 from sollold.api.http.key_watch import LAST_WORDS_SECONDS, revoked
-from sollold.api.http.request_log import FINISHED
 from sollold.api.http.routing_text import WARNING, header_text, routing_headers, sse_comment, waiting_text
 from sollold.cluster.net.pieces import PIECE
 from sollold.cluster.net.pour import Receiver
@@ -349,7 +349,7 @@ def answering(
     """Return a block in which ``request`` is answered: it is counted, and its log line says how it ended."""
 
     def ended(record: FinishedRequest) -> None:
-        request[FINISHED] = record
+        exchange_of(request).finished = record
 
     return inflight.answering(ask, request.path, ended)
 

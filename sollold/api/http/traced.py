@@ -7,19 +7,19 @@ from collections.abc import Awaitable
 from aiohttp import web
 
 from sollold import tracing
-from sollold.api.http.access import route_of
-from sollold.api.http.caller import ID
-from sollold.api.http.request_log import FINISHED
+from sollold.api.http.exchange import Exchange
 
 
-async def traced(request: web.Request, answer: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+async def traced(
+    request: web.Request, exchange: Exchange, answer: Awaitable[web.StreamResponse]
+) -> web.StreamResponse:
     """Await ``answer`` within a span that follows OpenTelemetry's conventions for HTTP and AI.
 
     A caller's ``traceparent`` is continued. Only POST is traced: dashboards and monitors poll with GET.
     """
     if request.method != "POST":
         return await answer
-    facts: dict[str, tracing.Value] = {"http.request.method": request.method, "sollold.request": request[ID]}
+    facts: dict[str, tracing.Value] = {"http.request.method": request.method, "sollold.request": exchange.id}
     with tracing.span(f"POST {request.path[:200]}", facts, request.headers.get("traceparent", "")) as span:
         try:
             response = await answer
@@ -27,8 +27,8 @@ async def traced(request: web.Request, answer: Awaitable[web.StreamResponse]) ->
             return response
         finally:
             # The route, and whether the caller hung up, are known when the handler has ended.
-            span.set({"http.route": route_of(request)})
-            if (record := request.get(FINISHED)) is not None:
+            span.set({"http.route": exchange.route})
+            if (record := exchange.finished) is not None:
                 span.set(
                     {
                         "gen_ai.request.model": record.model,

@@ -17,6 +17,7 @@ from aiohttp import web
 from sollold.api.engine.fields import require_model
 from sollold.api.http.body import as_type, read_bytes, read_object
 from sollold.api.http.errors import Dialect, refusal_bytes, refusal_object, status_of
+from sollold.api.http.exchange import exchange_of
 from sollold.api.http.expect import accept_body
 from sollold.api.http.response import JSON, NDJSON, json_response
 from sollold.api.http.route import Route
@@ -186,7 +187,7 @@ class OllamaModelRoutes:
             if changed is not None:
                 body, model = msgspec.json.encode(changed), str(changed["from"])
         elif relay is not None:
-            accept_body(request)
+            accept_body(request, exchange_of(request))
         answer = await relay.forward(request.method, path, body, model) if relay is not None else None
         if answer is None:
             raise bad_request(_NO_RELAY.format(what=path), status=501)
