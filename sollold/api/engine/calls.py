@@ -78,9 +78,8 @@ def _ollama_message(message: Any) -> Any:
 def typed_body(body: dict[str, Any], parsed: msgspec.Struct) -> dict[str, Any]:
     """Return ``body`` with its numbers as decoded in ``parsed``: ``"5"`` and ``5.0`` become 5."""
     out, fields = dict(body), _fields(type(parsed))
-    for name in body.keys() & fields:
-        value = getattr(parsed, name)
-        if isinstance(value, (int, float)):
+    for name in body:
+        if name in fields and isinstance(value := getattr(parsed, name), (int, float)):
             out[name] = value
     return out
 

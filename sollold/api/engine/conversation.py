@@ -36,8 +36,10 @@ def results_in_order(messages: Sequence[Message]) -> list[Message]:
     ordered = list(messages)
     for index, message in enumerate(messages):
         calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            continue
         order = {str(call.get("id")): position for position, call in enumerate(calls)}
-        if len(order) < 2 or len(order) < len(calls):
+        if len(order) < len(calls):
             continue
         end = index + 1
         while end < len(messages) and str(messages[end].get("tool_call_id")) in order:

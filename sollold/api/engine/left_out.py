@@ -39,13 +39,17 @@ def left_out_warnings(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     request: if these were refused, it could never continue.
     """
     image = document = False
-    for message, result in zip(messages, are_results(messages), strict=True):
+    results: list[bool] = []
+    for index, message in enumerate(messages):
         content = message.get("content")
         for part in content if isinstance(content, list) else (content,):
             text = part.get("text") if isinstance(part, dict) else part
-            if isinstance(text, str):
-                document = document or _UNREAD in text
-                image = image or (result and UNSEEN_IMAGE in text)
+            if not isinstance(text, str):
+                continue
+            document = document or _UNREAD in text
+            if UNSEEN_IMAGE in text:
+                results = results or are_results(messages)
+                image = image or results[index]
     warnings = []
     if image:
         warnings.append("an image in a tool's result is left out: the model does not support images")

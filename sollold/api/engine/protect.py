@@ -102,14 +102,14 @@ def protected(calls: dict[Engine, Call], media: Media | None = None) -> dict[Eng
 def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[str, Any]:
     _check_media(body, media or _NO_MEDIA)
     # Most requests have none of these.
-    for name in sorted(body.keys() & _CHECKED_FIELDS):
+    for name in sorted([name for name in body if name in _CHECKED_FIELDS]):
         # An Ollama makes no grammar of tools, so theirs do not add up.
         separate = name == "tools" and engine is Engine.OLLAMA and isinstance(body[name], list)
         for value in body[name] if separate else (body[name],):
             _check_field(name, value)
     body = _bounded(body)
     if isinstance(options := body.get("options"), dict):
-        body["options"] = _bounded(options)
+        body = {**body, "options": _bounded(options)}
     if engine is Engine.OLLAMA:
         return body
     out = {name: value for name, value in body.items() if name in FIELDS}
@@ -121,8 +121,12 @@ def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[
 
 def _bounded(values: dict[str, Any]) -> dict[str, Any]:
     """Lower numbers that are too large for an engine to its maximum, which means the same."""
-    large = [name for name in values.keys() & _MAX_NUMBERS if _exceeds(values[name], _MAX_NUMBERS[name])]
-    return {**values, **{name: _MAX_NUMBERS[name] for name in large}}
+    large = {
+        name: limit
+        for name, limit in _MAX_NUMBERS.items()
+        if name in values and _exceeds(values[name], limit)
+    }
+    return {**values, **large} if large else values
 
 
 def _check_field(name: str, value: object) -> None:
