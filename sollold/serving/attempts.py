@@ -89,7 +89,7 @@ class Attempts:
         opening.tell_start()
         ok: bool | None = None
         try:
-            stream = await self._opened(opening, query)
+            stream = await (opening.open() if opening.immediate else self._opened(opening, query))
             if not isinstance(stream, EndpointCandidate):
                 refusal = await _refusal_of(stream)
         except StreamError as error:
@@ -167,8 +167,6 @@ class Attempts:
             StreamError: the endpoint failed.
         """
         router, view = self._context.router, self._context.view
-        if opening.immediate:
-            return await opening.open()
         began, key = self._loop.time(), opening.candidate.key
         while not await opening.wait(_RECHECK_SECONDS):
             if opening.request.bypass_queue and self._loop.time() - began > BYPASS_LIMIT:

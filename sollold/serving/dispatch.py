@@ -132,8 +132,9 @@ class Dispatcher:
         records = self._context.view.live()
         if search.ready is not None:
             records = with_ready(records, search.ready)
-        tried, explain = frozenset(search.tried), self._ask.explain
-        ranked = self._context.router.rank(records, search.query, now, tried, score_sole=explain)
+        ranked = self._context.router.rank(
+            records, search.query, now, search.tried, score_sole=self._ask.explain
+        )
         preferred, search.preferred = search.preferred, ("", "")
         for choice in ranked:
             if choice.candidate.key == preferred:

@@ -72,6 +72,8 @@ class EndpointState:
         self.queue = queue
         self.speed = 0.0
         self.streams: set[LocalStream] = set()
+        self.crowded = False
+        """Whether there was more than one request in the engine at the last change."""
         self.idle = IdleDetector()
         self.asking: asyncio.Task[None] | None = None
 
@@ -278,10 +280,13 @@ class EndpointServer:
 
     def _counts_changed(self, id: str) -> None:
         state = self._states.get(id)
-        if state is not None and state.queue.active > 1:
-            for stream in state.streams:
-                if stream.progress is not None:
-                    stream.alone = False
+        if state is not None:
+            crowded = state.queue.active > 1
+            if crowded and not state.crowded:
+                # Those that come later notice it themselves.
+                for stream in state.streams:
+                    stream.alone = stream.alone and stream.progress is None
+            state.crowded = crowded
         if id not in self._reports:
             loop = asyncio.get_running_loop()
             self._reports[id] = loop.call_later(_REPORT_SECONDS, self._report, id)

@@ -147,6 +147,8 @@ class EngineDeaths:
             raise _crashed_refusal(f"it is refused for {seconds_text(PERIOD)}")
         if self.suspect:
             self._quarantine.check(self._ask, asyncio.get_running_loop().time())
+        if not self._deaths:
+            return
         for death in self._deaths:
             death.counts = death.counts or self._crashed(death.endpoint)
         counted = [death for death in self._deaths if death.counts]

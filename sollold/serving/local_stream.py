@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from math import isfinite
 
@@ -141,10 +141,11 @@ class LocalStream:
             StreamError: FULL, MOVED, ENGINE, DEADLINE.
         """
         try:
-            async with asyncio.timeout(self.request.deadline) if self.request.deadline else nullcontext():
-                waited = await self._wait_for_slot(on_position)
-                status = await self._send()
-                self.head = ResponseHead(status, (self.request.age + waited) * 1000, self.alone)
+            if self.request.deadline:
+                async with asyncio.timeout(self.request.deadline):
+                    self.head = await self._begun(on_position)
+            else:
+                self.head = await self._begun(on_position)
         except TimeoutError:
             await self.close()
             raise StreamError(ErrorKind.DEADLINE, "the deadline passed while the request waited") from None
@@ -152,8 +153,8 @@ class LocalStream:
             await self.close()
             raise
 
-    async def _wait_for_slot(self, on_position: Callable[[int], None]) -> float:
-        """Return how long it took, in seconds."""
+    async def _begun(self, on_position: Callable[[int], None]) -> ResponseHead:
+        """Wait for a slot, send the request, and return the head of the response."""
         request, arrived = self.request, self._loop.time()
         try:
             in_use = self._host.busy(request.endpoint, request.keep_alive)
@@ -180,7 +181,9 @@ class LocalStream:
         if self._error is not None:
             raise self._error
         self.alone = self._queue.active <= 1
-        return self._loop.time() - arrived
+        waited = request.age + self._loop.time() - arrived
+        status = await self._send()
+        return ResponseHead(status, waited * 1000, self.alone)
 
     async def _send(self) -> int:
         """Send the request and return the engine's status."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import field
 
 from sollold.cluster.gossip.record import Endpoint, Record
@@ -150,7 +150,7 @@ class Router:
         records: Iterable[Record],
         query: EndpointQuery,
         now: float,
-        without: frozenset[tuple[str, str]] = frozenset(),
+        without: Set[tuple[str, str]] = frozenset(),
         *,
         score_sole: bool = True,
     ) -> tuple[ScoredCandidate, ...]:
@@ -158,7 +158,9 @@ class Router:
 
         ``score_sole``: compute the score of a sole candidate too, for display.
         """
-        candidates = tuple(c for c in self.candidates(records, query, now) if c.key not in without)
+        candidates = self.candidates(records, query, now)
+        if without:
+            candidates = tuple(c for c in candidates if c.key not in without)
         if not self._rules:
             ordered = sorted(candidates, key=lambda c: (self._last_sent(c.key), c.key))
             return tuple(ScoredCandidate(c, 0.0) for c in ordered)

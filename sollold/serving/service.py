@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -125,7 +124,9 @@ class Serving:
         executor = RequestExecutor(ask, query, on_wait, self._context, self._ended)
         self._executors.add(executor)
         try:
-            async with asyncio.timeout(ask.deadline) if ask.deadline > 0 else contextlib.nullcontext():
+            if ask.deadline <= 0:
+                return await self._begin(executor, ask)
+            async with asyncio.timeout(ask.deadline):
                 return await self._begin(executor, ask)
         except TimeoutError:
             await executor.close()

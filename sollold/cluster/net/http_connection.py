@@ -63,7 +63,7 @@ class HttpConnection(asyncio.Protocol):
         lines += [f"{name}: {value}" for name, value in headers.items()]
         size = sum(map(len, body))
         lines.append(f"Content-Length: {size}\r\n\r\n")
-        self._parser = ResponseParser()
+        self._parser.begin()
         if self._transport is None or self._error is not None:
             raise self._error or ResponseLost("the connection is closed")
         head = "\r\n".join(lines).encode("latin-1")

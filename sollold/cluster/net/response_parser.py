@@ -16,7 +16,7 @@ class BadResponse(ValueError):
 
 
 class ResponseParser:
-    """Parses one response.
+    """Parses the responses on one connection.
 
     Attributes:
         status: status of the response; 0 until its head is complete.
@@ -25,11 +25,15 @@ class ResponseParser:
     """
 
     def __init__(self) -> None:
+        self._parser = HttpResponseParser(self)
+        self._body: list[bytes] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Expect a response, the first or the next one on a connection that was kept."""
         self.status = 0
         self.done = False
         self.keep = False
-        self._parser = HttpResponseParser(self)
-        self._body: list[bytes] = []
         self._bare = 0
         self._to_the_end = True
         """Whether the body ends with the connection."""
