@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import field
 
+import msgspec
+
 from sollold.facts import dataclass
 
 MOST_RECENT = 100
@@ -65,8 +67,7 @@ class RequestStats:
     duration: Histogram = field(default_factory=lambda: Histogram(REQUEST_BUCKETS))
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedRequest:
+class FinishedRequest(msgspec.Struct, frozen=True):
     """A finished request.
 
     Attributes:

@@ -16,6 +16,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
+
 from sollold.facts import dataclass
 
 STEP = 10.0
@@ -28,8 +30,7 @@ _MIN_RETRY_SECONDS = 1.0
 _MAX_RETRY_SECONDS = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(msgspec.Struct, frozen=True):
     """A queued request. ``arrival``: on this node's clock, minus the time that it waited elsewhere.
 
     ``suspect``: as in `sollold.serving.protocol.EngineRequest`.

@@ -11,7 +11,6 @@ import msgspec
 from sollold import tracing
 from sollold.cluster.net.acceptor import is_loopback
 from sollold.errors import Fault, Refusal, unloaded_by_force
-from sollold.facts import dataclass
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
 from sollold.serving.engine_deaths import EngineDeaths
 from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed
@@ -31,8 +30,7 @@ BYPASS_LIMIT = 20.0
 """Timeout for the beginning of the response to such a request, and for reading it, in seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """An engine's answer in progress. A request has one, and another one after each fault."""
 
     choice: ScoredCandidate

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+import msgspec
 
 from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, Record, State
-from sollold.facts import dataclass
 from sollold.leader.wish import PlacementWish
 from sollold.machine.device import PROCESSOR, Kind
 from sollold.placement.inventory import ollama_room
@@ -18,8 +17,7 @@ _USUAL_CONTEXT = 4096
 """Context in tokens up to which the margin includes it."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointQuery:
+class EndpointQuery(msgspec.Struct, frozen=True):
     """What a request needs of an endpoint. The leader is asked (`Ensure`) only if no endpoint matches.
 
     Attributes:
@@ -39,17 +37,16 @@ class EndpointQuery:
     prefix: str = ""
     embedding: bool = False
     digest: str = ""
-    in_ollama: InOllama = field(default_factory=InOllama)
+    in_ollama: InOllama = msgspec.field(default_factory=InOllama)
     size: int = 0
     sharded: bool = False
     assigned: tuple[str, str] = ("", "")
     usual: int = 0
     trained: int = 0
-    placement: PlacementWish = field(default_factory=PlacementWish)
+    placement: PlacementWish = msgspec.field(default_factory=PlacementWish)
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointCandidate:
+class EndpointCandidate(msgspec.Struct, frozen=True):
     """An endpoint that could answer, with the facts that the rules use.
 
     ``key``: node and endpoint; ``engine``: the kind of engine; ``load``: requests in the engine and in its
@@ -74,8 +71,7 @@ class EndpointCandidate:
         return self.load < self.endpoint.slots
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredCandidate:
+class ScoredCandidate(msgspec.Struct, frozen=True):
     """A candidate with its score and the reasons for it.
 
     ``marks``: words, mark (0 to 1) and weight of each rule; empty if no rules were applied (round robin or a

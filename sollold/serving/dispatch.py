@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+
+import msgspec
+from msgspec.structs import replace
 
 from sollold import tracing
 from sollold.cluster.net.view import next_change
 from sollold.errors import Fault, Refusal
-from sollold.facts import dataclass
 from sollold.serving.attempts import BYPASS_PATHS, Attempt, Attempts, EndpointRefusal
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
 from sollold.serving.context_size import LEAST_ANSWER_TOKENS, larger_context, too_long
@@ -32,8 +33,7 @@ _MEMORY_CHECK = 1.0
 """Interval between attempts to load the model during that wait, in seconds."""
 
 
-@dataclass(slots=True)
-class _Search:
+class _Search(msgspec.Struct):
     """The state of one search for an engine, over all its attempts.
 
     Attributes:

@@ -10,11 +10,12 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from math import isfinite
 
+import msgspec
+
 from sollold.cluster.gossip.record import Endpoint, State
 from sollold.cluster.net.http_connection import HttpConnection, ResponseLost
 from sollold.cluster.net.pour import Receiver
 from sollold.engines.llamacpp.exit_reason import OUT_OF_MEMORY
-from sollold.facts import dataclass
 from sollold.serving.admission import AdmissionQueue, QueueClosed, QueueFull
 from sollold.serving.engine_client import EngineClient, EngineUnreachable
 from sollold.serving.engines import EngineHost
@@ -58,8 +59,7 @@ def crash_error(error: StreamError, stream: LocalStream, suspects: Collection[Lo
     return replace(error, crashed=len(suspects) == 1, suspect=len(suspects) > 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
+class Figures(msgspec.Struct, frozen=True):
     """An engine's own figures for an answer: tokens per second, tokens, drafted and accepted draft tokens."""
 
     speed: float

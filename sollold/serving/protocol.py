@@ -14,7 +14,7 @@ bytes of length (big-endian), the payload. Kinds, in the order in which they may
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
@@ -38,8 +38,7 @@ ALIVE = ord("k")
 _HEAD = struct.Struct(">BI")
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
+class EngineRequest(msgspec.Struct, frozen=True):
     """A request for an endpoint.
 
     Attributes:
@@ -71,7 +70,7 @@ class EngineRequest:
 
 def request_parts(request: EngineRequest) -> tuple[bytes, bytes]:
     """Encode a request as msgpack in two parts; the second is its body, which is not copied."""
-    fields = {name: getattr(request, name) for name in EngineRequest.__slots__ if name != "body"}
+    fields = {name: getattr(request, name) for name in EngineRequest.__struct_fields__ if name != "body"}
     head = bytearray(msgspec.msgpack.encode(fields))
     # A map of up to 15 entries has its size in its first byte; the body becomes the last entry, as bin 32.
     head[0] += 1
@@ -92,11 +91,10 @@ async def read_request(raw: bytes) -> EngineRequest:
     request = msgspec.msgpack.decode(head, type=EngineRequest)
     if body[:1].tobytes() != b"\xc6":
         return msgspec.msgpack.decode(raw, type=EngineRequest)
-    return replace(request, body=await copied(body[5:]))
+    return msgspec.structs.replace(request, body=await copied(body[5:]))
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(msgspec.Struct, frozen=True):
     """The engine's HTTP status, and the time from the request's arrival to its slot, in milliseconds.
 
     ``alone``: no other request was in the engine with it.

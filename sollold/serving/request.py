@@ -17,6 +17,8 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Any, Protocol
 
+import msgspec
+
 from sollold.cluster.gossip.record import Backend, Drafts
 from sollold.cluster.net.pour import Pour, pulled
 from sollold.facts import dataclass
@@ -32,8 +34,7 @@ class Engine(StrEnum):
     OLLAMA = "ollama"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A request in an engine's own form: ``path`` on its HTTP API, and the JSON body.
 
     ``notes``: the parts of the caller's request that have no effect there, one sentence each.
@@ -65,8 +66,7 @@ class Delivered:
     engine: Engine | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """A caller's request.
 
     Attributes:
@@ -104,13 +104,12 @@ class Ask:
     explain: bool = False
     gathered: bool = False
     resolved: Listed | None = None
-    placement: PlacementWish = field(default_factory=PlacementWish)
+    placement: PlacementWish = msgspec.field(default_factory=PlacementWish)
     delivered: Delivered | None = None
     media: Media | None = None
 
 
-@dataclass(slots=True)
-class Routing:
+class Routing(msgspec.Struct):
     """Where an answer comes from; updated while the answer streams. Shown as ``_routing``."""
 
     backend: Backend
@@ -127,12 +126,11 @@ class Routing:
     """(endpoint, score, reason) of each candidate, if requested."""
     warnings: tuple[str, ...] = ()
     """Parts of the request that were changed or ignored, one sentence each."""
-    drafts: Drafts = field(default_factory=Drafts)
+    drafts: Drafts = msgspec.field(default_factory=Drafts)
     """Speculation of the answering deployment when the request was sent to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True):
     """What a caller is currently waiting for; shown in headers and messages."""
 
     stage: str

@@ -351,7 +351,7 @@ _PATHS = {
 
 def ask(form: str = "chat", *, stream: bool = True, id: str = "r1", **more: Any) -> Ask:
     """A request in one of the engines' formats. Keywords that aren't fields of `Ask` go into the body."""
-    fields = {key: more.pop(key) for key in tuple(more) if key in Ask.__dataclass_fields__}
+    fields = {key: more.pop(key) for key in tuple(more) if key in Ask.__struct_fields__}
     body: dict[str, Any] = {"model": "m", "stream": stream}
     if form in ("chat", "ollama"):
         body["messages"] = [{"role": "user", "content": "recite"}]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, Placed, Record, State
 from sollold.leader.wish import PlacementWish
@@ -44,13 +45,18 @@ def test_only_endpoints_that_can_answer_are_candidates() -> None:
         replace(READY, context=100),
         replace(READY, closing=True),
     ]
-    wish = replace(WISH, context=4096, digest="x" * 64)
+    wish = structs.replace(WISH, context=4096, digest="x" * 64)
     for endpoint in cases:
         assert router.rank([record("a", endpoint)], wish, 0.0) == ()
     assert router.rank([record("a", READY, draining=True)], wish, 0.0) == ()
     assert first(router, record("a", READY), wish=wish) == "a"
-    assert first(router, record("a", OLLAMA), wish=replace(wish, embedding=True, context=99999)) == "a"
-    assert router.rank([record("a", OLLAMA)], replace(wish, engines=frozenset((Engine.LLAMA,))), 0.0) == ()
+    assert (
+        first(router, record("a", OLLAMA), wish=structs.replace(wish, embedding=True, context=99999)) == "a"
+    )
+    assert (
+        router.rank([record("a", OLLAMA)], structs.replace(wish, engines=frozenset((Engine.LLAMA,))), 0.0)
+        == ()
+    )
 
 
 def test_a_sole_candidate_is_scored_only_on_request() -> None:
@@ -65,15 +71,15 @@ def test_a_sole_candidate_is_scored_only_on_request() -> None:
 
 def test_the_leaders_choice_overrides_the_placement_wish() -> None:
     router = Router("me")
-    wish = replace(WISH, placement=PlacementWish(speculation="nobody"))
+    wish = structs.replace(WISH, placement=PlacementWish(speculation="nobody"))
     assert router.rank([record("a", READY), record("b", READY)], wish, 0.0) == ()
-    wish = replace(wish, assigned=("b", "d"))
+    wish = structs.replace(wish, assigned=("b", "d"))
     assert first(router, record("a", READY), record("b", READY), wish=wish) == "b"
 
 
 def test_the_digest_takes_precedence_over_the_name() -> None:
     router = Router("me")
-    wish = replace(WISH, digest="x" * 64)
+    wish = structs.replace(WISH, digest="x" * 64)
     assert first(router, record("a", replace(READY, model="another name"))) == ""
     assert first(router, record("a", replace(READY, model="another name")), wish=wish) == "a"
     assert first(router, record("a", replace(READY, digest="z" * 64)), wish=wish) == ""
@@ -81,7 +87,7 @@ def test_the_digest_takes_precedence_over_the_name() -> None:
 
 def test_an_ollama_answers_only_compatible_requests() -> None:
     router = Router("me")
-    wish = replace(WISH, digest="x" * 64, in_ollama=InOllama(("m:latest", "n:latest"), ("a" * 64,)))
+    wish = structs.replace(WISH, digest="x" * 64, in_ollama=InOllama(("m:latest", "n:latest"), ("a" * 64,)))
     shut = replace(OLLAMA, digest="a" * 64)
     for endpoint, fits in (
         (OLLAMA, True),
@@ -121,7 +127,7 @@ def test_scoring_rules(better: dict[str, Any], worse: dict[str, Any]) -> None:
 
 def test_the_loaded_context_matters_only_for_ollama() -> None:
     router = Router("me")
-    wish = replace(WISH, context=4096)
+    wish = structs.replace(WISH, context=4096)
     same, other = replace(OLLAMA, context=4096), replace(OLLAMA, context=8192)
     assert first(router, record("a", other), record("b", same), wish=wish) == "b"
     assert first(router, record("b", same), record("a", other), wish=wish) == "b"
@@ -149,9 +155,9 @@ def test_an_ollama_that_must_load_needs_certain_memory() -> None:
     ]
     for devices, others, size, fits in cases:
         node_record = record("a", ollama, *others, devices=devices)
-        wish = replace(WISH, digest=ollama.digest, size=size)
+        wish = structs.replace(WISH, digest=ollama.digest, size=size)
         assert bool(router.rank([node_record], wish, 0.0)) is fits, (devices, others, size)
-        assert router.rank([node_record], replace(wish, assigned=("a", ollama.id)), 0.0), (
+        assert router.rank([node_record], structs.replace(wish, assigned=("a", ollama.id)), 0.0), (
             "the leader's choice needs no check of memory"
         )
         assert router.rank([replace(node_record, endpoints=(OLLAMA,))], wish, 0.0), (
@@ -162,9 +168,9 @@ def test_an_ollama_that_must_load_needs_certain_memory() -> None:
 def test_long_contexts_and_sharded_models_are_left_to_the_leader() -> None:
     router = Router("me")
     found = [record("a", replace(OLLAMA, loaded=False))]
-    assert router.rank(found, replace(WISH, context=4096), 0.0)
-    assert not router.rank(found, replace(WISH, context=32768), 0.0)
-    assert not router.rank(found, replace(WISH, sharded=True), 0.0)
+    assert router.rank(found, structs.replace(WISH, context=4096), 0.0)
+    assert not router.rank(found, structs.replace(WISH, context=32768), 0.0)
+    assert not router.rank(found, structs.replace(WISH, sharded=True), 0.0)
 
 
 def test_local_node_wins_ties() -> None:
@@ -175,12 +181,12 @@ def test_local_node_wins_ties() -> None:
 def test_a_conversation_stays_on_its_node_for_a_time() -> None:
     router = Router("me")
     records = [record("a", READY), record("b", READY)]
-    wish = replace(WISH, prefix="p")
+    wish = structs.replace(WISH, prefix="p")
     other = next(n for n in "ab" if n != first(router, *records, wish=wish))
     router.sent((other, "d"), wish, 0.0)
     router.ended((other, "d"), True)
     assert first(router, *records, wish=wish, now=10.0) == other
-    assert first(router, *records, wish=replace(wish, prefix="q"), now=10.0) != other
+    assert first(router, *records, wish=structs.replace(wish, prefix="q"), now=10.0) != other
     assert first(router, *records, wish=wish, now=10_000.0) != other
 
 
@@ -230,7 +236,7 @@ def test_scores_have_reasons() -> None:
 def test_state_of_vanished_endpoints_is_dropped() -> None:
     router = Router("me")
     for n in range(5000):
-        wish = replace(WISH, prefix=str(n))
+        wish = structs.replace(WISH, prefix=str(n))
         router.sent(("a", f"d{n}"), wish, 0.0)
         router.ended(("a", f"d{n}"), True)
     router.forget([record("a", READY)])

@@ -229,7 +229,9 @@ class TalkingService:
         if "refuse" in last:
             raise Refusal(Fault.TOO_BIG, "It does not fit: 3 GiB are missing")
         return Answer(
-            replace(routing(), node="anna"), singly(self._play(endless="wait" in last)), self._close
+            msgspec.structs.replace(routing(), node="anna"),
+            singly(self._play(endless="wait" in last)),
+            self._close,
         )
 
     async def _close(self) -> None:

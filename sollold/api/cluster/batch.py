@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from sollold.api.engine.calls import build_ask
 from sollold.api.engine.embeddings import Embedder, rows_as_json, shortened

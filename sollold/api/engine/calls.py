@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sollold.api.engine.fields import parse_keep_alive, require_model
 from sollold.api.engine.modelfile import own_context

@@ -7,8 +7,9 @@ the request is sent again with the format and without calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from sollold.api.engine.begun_answer import begins_with_call
 from sollold.api.engine.retry import end_of, ending

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Engine, Service, Waiting

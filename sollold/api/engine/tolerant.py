@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from sollold.api.engine.conversation import Message, flatten, tidy
 from sollold.api.engine.forced_tool import ForcedToolService

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import msgspec
 from aiohttp import web
 
 from sollold.api.http.client_address import ClientAddress, Network, address_of
@@ -65,8 +66,7 @@ SECRET = frozenset({"/api/cluster/keys", "/api/cluster/logs/{model}"})
 """Routes to which GET does not give access either."""
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(msgspec.Struct, frozen=True):
     """The sender of a request.
 
     Attributes:

@@ -12,14 +12,12 @@ from aiohttp import web
 from sollold.api.http.access import client_of
 from sollold.api.http.exchange import exchange_of
 from sollold.errors import bad_request
-from sollold.facts import dataclass
 from sollold.priority import NAMES, NORMAL, ROLES
 from sollold.serving.media import Media
 from sollold.units import parse_seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Properties of a request that its headers and body determine.
 
     Attributes:

@@ -6,11 +6,11 @@ import functools
 import ipaddress
 from collections.abc import Sequence
 
+import msgspec
 from aiohttp import web
 from multidict import istr
 
 from sollold.cluster.net.acceptor import is_loopback
-from sollold.facts import dataclass
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _FORWARDED = tuple(
@@ -24,8 +24,7 @@ _FORWARDED = tuple(
 """Headers of proxies and tunnels: a sender of one forwards another client's request."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClientAddress:
+class ClientAddress(msgspec.Struct, frozen=True):
     """The address of a caller. ``local``: it is a program on this machine, with a request of its own."""
 
     address: str

@@ -6,9 +6,8 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+import msgspec
 from aiohttp import web
-
-from sollold.facts import dataclass
 
 if TYPE_CHECKING:
     from sollold.api.http.access import Client
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 _ID = re.compile(r"[\w.:\-]{1,64}", re.ASCII)
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """A request and the response to it. One object, since aiohttp's storage takes a call for each value.
 
     Attributes:

@@ -7,8 +7,8 @@ import contextlib
 import logging
 import re
 import time
-from dataclasses import replace
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
@@ -163,7 +163,7 @@ class Guard:
         if renamed is None:
             message = f"unknown path {request.path[:200]}; /openapi.json lists all routes"
             return json_response_of(dialect, 404, message, exchange.id)
-        other = replace(exchange, route=route_of(renamed))
+        other = msgspec.structs.replace(exchange, route=route_of(renamed))
         adopt(renamed, other)
         try:
             return await self._answer(renamed, other, renamed.match_info.handler, dialect)

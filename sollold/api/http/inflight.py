@@ -7,8 +7,9 @@ import contextlib
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import field
 from typing import Any
+
+import msgspec
 
 from sollold.control.activity import (
     TOKEN_BUCKETS,
@@ -18,21 +19,19 @@ from sollold.control.activity import (
     token_counts,
 )
 from sollold.errors import Refusal
-from sollold.facts import dataclass
 from sollold.serving.request import Ask, Routing, Waiting
 
 _MAX_ERROR_CHARACTERS = 300
 """Maximum characters of an error that are kept."""
 
 
-@dataclass(slots=True)
-class InflightRequest:
+class InflightRequest(msgspec.Struct):
     """A request being answered."""
 
     ask: Ask
     path: str
     activity: Activity
-    started: float = field(default_factory=time.monotonic)
+    started: float = msgspec.field(default_factory=time.monotonic)
     waiting: Waiting = Waiting("planning")
     """What its caller is waiting for."""
     events: int = 0
@@ -45,11 +44,11 @@ class InflightRequest:
     first: float = 0.0
     last: float = 0.0
     tail: tuple[bytes, bytes] = (b"", b"")
-    usages: list[tuple[int, int]] = field(default_factory=list)
+    usages: list[tuple[int, int]] = msgspec.field(default_factory=list)
     """Tokens of the prompt and of the answer of each choice that has ended in a stream."""
     prompt_tokens: int = 0
     """Tokens of the prompt, if they are not in the engine's last events."""
-    gaps: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_BUCKETS) + 1))
+    gaps: list[int] = msgspec.field(default_factory=lambda: [0] * (len(TOKEN_BUCKETS) + 1))
 
     def wait(self, waiting: Waiting) -> None:
         """Record what its caller is waiting for."""

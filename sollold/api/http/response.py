@@ -12,10 +12,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import msgspec
 from aiohttp import web
+from msgspec.structs import replace
 
 from sollold.api.http.encoder import Encoder
 from sollold.api.http.errors import Dialect, is_final, refusal_bytes, retry_after, status_of
@@ -54,8 +54,7 @@ class KeepAlive:
     unread: float = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseContext:
+class ResponseContext(msgspec.Struct, frozen=True):
     """The services and settings that all `Reply` objects share."""
 
     service: Service

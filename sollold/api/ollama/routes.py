@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from sollold.api.engine.calls import build_ask, calls_for, chat_calls, typed_body
 from sollold.api.engine.embeddings import Embedder, as_json

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import msgspec
 from aiohttp import web
+from msgspec.structs import replace
 
 from sollold.api.engine.calls import CHAT_PATH, build_ask, ollama_body
 from sollold.api.engine.chat_ask import chat_ask
@@ -136,7 +136,7 @@ class ResponsesRoutes:
         items = await self._with_references(parsed.input, holder)
         history = await self._history(parsed.previous_response_id, holder)
         conversation = [*history, *items] if history else items
-        return msgspec.structs.replace(parsed, input=conversation, previous_response_id=None), items
+        return replace(parsed, input=conversation, previous_response_id=None), items
 
     async def _with_references(self, source: str | list[Event] | None, client: str) -> list[Event]:
         """Return the items of an input, with references to earlier items resolved.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from sollold.api.engine.calls import (
     CHAT_PATH,

@@ -14,10 +14,10 @@ its text, `check` reports that it can't be continued exactly.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sollold.serving.request import Call, Delivered, Engine
 from sollold.undecodable import UNDECODABLE
