@@ -246,7 +246,30 @@ async def test_many_withdrawn_announcements_do_not_hide_new_ones(monkeypatch: py
     ):
         discovery._on_change(cast(Zeroconf, None), SERVICE, f"{name}.{SERVICE}", change)
         await until(lambda: not discovery._asking)
-    assert [name for name, _ in found] == ["bb", "cc", "ee"] and len(discovery.seen()) == 2
+    assert [name for name, _ in found] == ["bb", "cc", "dd", "ee"] and len(discovery.seen()) == 2
+
+
+async def test_forged_announcements_that_do_not_answer_hide_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeout = asyncio.Event()
+
+    class SlowServiceInfo(FakeServiceInfo):
+        def __init__(self, service: str, name: str) -> None:
+            self._forged = name.startswith("forged")
+
+        async def async_request(self, zeroconf: object, milliseconds: int) -> bool:
+            if self._forged:
+                await timeout.wait()
+            return not self._forged
+
+    monkeypatch.setattr(discovery_module, "AsyncServiceInfo", SlowServiceInfo)
+    monkeypatch.setattr(discovery_module, "_MAX_INSTANCES", 2)
+    found: list[tuple[str, object]] = []
+    discovery = make(found)
+    for name in ("forged1", "forged2", "forged3", "bb"):
+        discovery._on_change(cast(Zeroconf, None), SERVICE, f"{name}.{SERVICE}", ServiceStateChange.Added)
+    assert len(discovery._asking) == 2
+    timeout.set()
+    await until(lambda: [name for name, _ in found] == ["bb"])
 
 
 _DISCOVER = """

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
@@ -27,6 +28,7 @@ _PROTOCOL = "1"
 _ASK_MILLISECONDS = 3000
 _MAX_INSTANCES = 256
 """Maximum instances considered; a LAN full of forged ones must not exhaust the daemon's memory."""
+_MAX_UNASKED = 4096
 _MAX_INTERFACES = 8
 _CLOSE_SECONDS = 2.0
 _RETRY_SECONDS = 60.0
@@ -94,6 +96,8 @@ class Discovery:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
+        self._unasked: dict[str, Zeroconf] = {}
+        """Instances to be asked once others have answered, or have not in time."""
         self._complained = False
 
     def status(self) -> DiscoveryStatus:
@@ -199,9 +203,10 @@ class Discovery:
             await announced
             await self._changed.wait()
         finally:
-            for task in self._asking.values():
+            asking, self._asking = self._asking, {}
+            self._unasked.clear()
+            for task in asking.values():
                 task.cancel()
-            self._asking.clear()
             self._interfaces = ()
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(_CLOSE_SECONDS):
@@ -215,18 +220,29 @@ class Discovery:
         """Handle a change; called on the loop by zeroconf. Must not wait or raise."""
         node = name.removesuffix("." + SERVICE)
         if state_change is ServiceStateChange.Removed:
+            self._unasked.pop(name, None)
             if node in self._seen:
                 self._seen[node] = ()
             self._foreign.pop(node, None)
             self._unlike.pop(node, None)
             return
-        if name in self._asking:
-            return
-        if len(self._asking) >= _MAX_INSTANCES:
-            return
-        task = asyncio.get_running_loop().create_task(self._ask(zeroconf, name, node))
-        self._asking[name] = task
-        task.add_done_callback(lambda _: self._asking.pop(name, None))
+        if name not in self._asking and len(self._asking) + len(self._unasked) < _MAX_UNASKED:
+            # Zeroconf reports an instance once: those of a flood of forged ones must not displace a node.
+            self._unasked[name] = zeroconf
+            self._ask_next()
+
+    def _ask_next(self) -> None:
+        while self._unasked and len(self._asking) < _MAX_INSTANCES:
+            name = next(iter(self._unasked))
+            zeroconf = self._unasked.pop(name)
+            work = self._ask(zeroconf, name, name.removesuffix("." + SERVICE))
+            task = self._asking[name] = asyncio.get_running_loop().create_task(work)
+            task.add_done_callback(partial(self._asked, name))
+
+    def _asked(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._asking.get(name) is task:
+            del self._asking[name]
+            self._ask_next()
 
     def _has_room(self, node: str) -> bool:
         """Whether ``node`` can be noted as seen; if there are too many, one that withdrew is forgotten."""
@@ -258,10 +274,10 @@ class Discovery:
                 return
             if node == self._node and properties.get("boot") == f"{self._boot:x}":
                 return
-            if not addresses or not self._has_room(node):
+            if not addresses:
                 return
             self._foreign.pop(node, None)
-            if node != self._node:
+            if node != self._node and self._has_room(node):
                 self._seen[node] = addresses
             self._found(node, addresses)
         except Exception as error:
