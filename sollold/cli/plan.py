@@ -113,7 +113,8 @@ def _bars(out: Console, layout: dict[str, Any], preview: dict[str, Any], names: 
     if preview.get("prompt_tokens_per_second"):
         words.append(f"reads prompts at about {preview['prompt_tokens_per_second']:.0f} tokens/s")
     if layout["load_seconds"]:
-        words.append(f"loads in about {seconds_text(layout['load_seconds'])}")
+        # The estimate is of reading and sending the weights; to start the processes takes time, too.
+        words.append(f"loads in about {seconds_text(max(1.0, layout['load_seconds']))}")
     out.print(", ".join(words) + "\n")
 
 

@@ -20,7 +20,7 @@ class Daemon:
         shares = [SHARE | {"node": "aa"}, SHARE | {"node": "bb"}]
         host = SHARE | {"node": "aa", "first": 0, "last": 0}
         made: dict[str, Any] = {"head": "aa", "host": host, "shares": shares}
-        made |= {"layers": 6, "tokens_per_second": 1.0, "load_seconds": 1.0, "reasons": []}
+        made |= {"layers": 6, "tokens_per_second": 1.0, "load_seconds": 0.004, "reasons": []}
         return {"ok": True, "plan": made, "reason": "it waits for bert", "context": 768, "free": []} | {
             kind: 1 for kind, _, _ in plan.KINDS
         }
@@ -37,6 +37,7 @@ def test_an_offline_machine_is_shown_with_its_name(
     plan.plan(argparse.Namespace(json=False, online=False, model="big"))
     output = capsys.readouterr().out
     assert "anna" in output and "bert " in output and "bb" not in output
+    assert "loads in about 1.0 s" in output, "no process starts within milliseconds"
 
 
 @pytest.mark.parametrize(

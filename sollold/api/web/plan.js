@@ -1,7 +1,7 @@
 // Draws a plan: what is placed where, with the arithmetic; or how much memory is missing, and what would help.
 
 import { el, scrolling } from "./dom.js";
-import { bytes, colourOf, count, layerRange, number } from "./format.js";
+import { bytes, colourOf, count, duration, layerRange, number } from "./format.js";
 import { state } from "./store.js";
 
 const nameOf = (node) => state.cluster?.nodes.find((one) => one.node === node)?.name || node;
@@ -41,7 +41,7 @@ function placement(found) {
   const words = [];
   if (plan.tokens_per_second) words.push(`about ${number(plan.tokens_per_second)} tokens/s`);
   if (found.prompt_tokens_per_second) words.push(`prompts at ${number(found.prompt_tokens_per_second)} tokens/s`);
-  if (plan.load_seconds) words.push(`loads in about ${Math.ceil(plan.load_seconds)} s`);
+  if (plan.load_seconds) words.push(`loads in about ${duration(Math.max(1, plan.load_seconds))}`);
   if (found.context) words.push(`${found.context} tokens of context`);
   if (plan.run?.slots) words.push(count(plan.run.slots, "request") + " at a time");
   const sums = `${bytes(found.weights)} weights + ${bytes(found.state)} context + ${bytes(found.compute)} compute + ${bytes(found.overhead)} processes = `
