@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -146,6 +146,21 @@ class Chunk(msgspec.Struct):
     error: Any = None
 
 
+T = TypeVar("T")
+
+
+def decoded(raw: bytes, decoder: msgspec.json.Decoder[T], what: str = "response from the engine") -> T:
+    """Decode what an engine sent; ``what`` names it in the error.
+
+    Raises:
+        Refusal: ENGINE if it can't be read.
+    """
+    try:
+        return decoder.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise Refusal(Fault.ENGINE, f"unreadable {what}: {error}") from None
+
+
 _chunk = msgspec.json.Decoder(Chunk)
 
 
@@ -155,10 +170,7 @@ def read_chunk(raw: bytes) -> Chunk:
     Raises:
         Refusal: ENGINE, when the event is an error or can't be read.
     """
-    try:
-        chunk = _chunk.decode(raw)
-    except msgspec.MsgspecError as error:
-        raise Refusal(Fault.ENGINE, f"unreadable response from the engine: {error}") from None
+    chunk = decoded(raw, _chunk)
     if chunk.error is not None:
         message = chunk.error.get("message") if isinstance(chunk.error, dict) else chunk.error
         raise Refusal(Fault.ENGINE, f"engine error: {message}")
@@ -198,10 +210,7 @@ def read_infilled(raw: bytes) -> Infilled:
         Refusal: ENGINE if the event is an error or can't be read.
     """
     read_chunk(raw)
-    try:
-        return _infilled.decode(raw)
-    except msgspec.MsgspecError as error:
-        raise Refusal(Fault.ENGINE, f"unreadable response from the engine: {error}") from None
+    return decoded(raw, _infilled)
 
 
 def edit_each(raw: bytes, edit: Callable[[dict[str, Any]], object], field: str = "choices") -> bytes:

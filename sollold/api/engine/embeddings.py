@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sollold.api.engine.calls import calls_for
+from sollold.api.engine.chunks import decoded
 from sollold.api.engine.fields import refuse_reranker
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.inflight import InflightRequest
@@ -49,10 +50,7 @@ class Embedded:
         """
         if self.native is None:
             return self.vectors
-        try:
-            return [_vector.decode(vector) for vector in self.native.get("embeddings") or ()]
-        except (msgspec.MsgspecError, TypeError) as error:
-            raise _unreadable(error) from None
+        return [decoded(vector, _vector, _NATIVE) for vector in self.native.get("embeddings") or ()]
 
 
 class Embedder:
@@ -169,20 +167,15 @@ def _read_native(raw: bytes) -> dict[str, Any]:
     Raises:
         Refusal: ENGINE if it is unreadable.
     """
-    try:
-        fields = _fields.decode(raw)
-        return {
-            name: value if name == "embedding" else (_list if name == "embeddings" else _any).decode(value)
-            for name, value in fields.items()
-        }
-    except msgspec.MsgspecError as error:
-        raise _unreadable(error) from None
+    return {
+        name: value
+        if name == "embedding"
+        else decoded(value, _list if name == "embeddings" else _any, _NATIVE)
+        for name, value in decoded(raw, _fields, _NATIVE).items()
+    }
 
 
-def _unreadable(error: Exception) -> Refusal:
-    return Refusal(Fault.ENGINE, f"unreadable embeddings from Ollama: {error}")
-
-
+_NATIVE = "embeddings from Ollama"
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _list = msgspec.json.Decoder(list[msgspec.Raw] | None)
 _any = msgspec.json.Decoder()
@@ -248,13 +241,9 @@ def read_embeddings(raw: bytes) -> tuple[list[list[float]], int]:
     Raises:
         Refusal: ENGINE if the response is unreadable.
     """
-    try:
-        answer = _answer.decode(raw)
-    except msgspec.MsgspecError as error:
-        raise Refusal(Fault.ENGINE, f"unreadable embeddings from the engine: {error}") from None
-    return [
-        vector.embedding for vector in sorted(answer.data, key=lambda vector: vector.index)
-    ], answer.usage.prompt_tokens
+    answer = decoded(raw, _answer, "embeddings from the engine")
+    ordered = sorted(answer.data, key=lambda vector: vector.index)
+    return [vector.embedding for vector in ordered], answer.usage.prompt_tokens
 
 
 def normalized(vector: list[float]) -> list[float]:

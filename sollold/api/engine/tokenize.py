@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from sollold.api.engine.chunks import decoded
 from sollold.api.http.response import ask_whole
-from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.serving.request import Ask, Call, Engine, Service
 
@@ -51,7 +51,4 @@ class TokenizerClient:
     async def _request(self, path: str, body: dict[str, Any], answer: type[T]) -> T:
         ask = replace(self.ask, calls={Engine.LLAMA: Call(path, body)}, stream=False, delivered=None)
         raw, _ = await ask_whole(self.service, ask)
-        try:
-            return msgspec.json.decode(raw, type=answer)
-        except msgspec.MsgspecError as error:
-            raise Refusal(Fault.ENGINE, f"unreadable response from the engine to {path}: {error}") from None
+        return decoded(raw, msgspec.json.Decoder(answer), f"response from the engine to {path}")

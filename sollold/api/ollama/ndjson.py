@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.chunks import Account
+from sollold.api.engine.chunks import Account, decoded
 from sollold.api.http.errors import Dialect, refusal_object, status_of
 from sollold.api.http.response import JSON, NDJSON
 from sollold.api.http.routing_text import routing_object, waiting_text
@@ -83,7 +83,7 @@ class LineEncoder:
         return b"".join([msgspec.json.encode(record) + b"\n" for record in self._lines.feed(raw)])
 
     def _last(self, raw: bytes, routing: Routing) -> bytes:
-        record = _read(raw)
+        record = decoded(raw, _record, "response from Ollama")
         if record.get("done") is True:
             self._ended = True
             record["_routing"] = routing_object(routing, self._started)
@@ -111,23 +111,11 @@ class LineEncoder:
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """Return the only record of an answer that is not streamed."""
         if routing.engine is Engine.OLLAMA:
-            record = _read(raw)
+            record = decoded(raw, _record, "response from Ollama")
         else:
             record = self._lines.whole(raw, routing, time.monotonic() - self._started)
         record["_routing"] = routing_object(routing, self._started)
         return msgspec.json.encode(record)
-
-
-def _read(raw: bytes) -> dict[str, Any]:
-    """Decode a record of an Ollama.
-
-    Raises:
-        Refusal: ENGINE, if it is unreadable.
-    """
-    try:
-        return _record.decode(raw)
-    except msgspec.MsgspecError as error:
-        raise Refusal(Fault.ENGINE, f"unreadable response from Ollama: {error}") from None
 
 
 _record = msgspec.json.Decoder(dict[str, Any])

@@ -235,11 +235,9 @@ class OllamaRoutes:
         body, embed = await read_as(request, Embed)
         caller = caller_of(request, embed.priority, embed.timeout)
         listed = await self._find_to_embed(embed.model)
-        texts = [embed.input] if isinstance(embed.input, str) else embed.input or []
-        if isinstance(embed.input, str) and not embed.input:
-            texts = []
-        if not texts:
+        if not embed.input:
             return json_response({"model": embed.model, "embeddings": []})
+        texts = [embed.input] if isinstance(embed.input, str) else embed.input
         if any(not text for text in texts):
             raise bad_request("an input is empty; an empty string has no embedding")
         ask = self._embedding_ask(caller, embed, listed)

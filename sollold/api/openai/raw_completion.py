@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.chunks import decoded
 from sollold.api.openai.request import Completion
 from sollold.api.openai.text_completion import TextPiece
-from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 from sollold.serving.request import Call
 
@@ -89,15 +89,15 @@ class _Record(msgspec.Struct):
     logprobs: list[dict[str, Any]] | None = None
 
 
+_record = msgspec.json.Decoder(_Record)
+
+
 def read_generated(raw: bytes) -> TextPiece:
     """Decode a line of ``/api/generate``.
 
     Raises:
         Refusal: ENGINE if it can't be parsed.
     """
-    try:
-        record = msgspec.json.decode(raw, type=_Record)
-    except msgspec.MsgspecError:
-        raise Refusal(Fault.ENGINE, "Ollama sent a record that can't be parsed", status=502) from None
+    record = decoded(raw, _record, "response from Ollama")
     finish = ("length" if record.done_reason == "length" else "stop") if record.done else None
     return TextPiece(record.response, record.logprobs, finish, record.prompt_eval_count, record.eval_count)
