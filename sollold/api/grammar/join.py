@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sollold.api.grammar.keywords import CONDITIONS, CONSTRAINTS, JOINS, Schema, is_among, same
+from sollold.api.grammar.keywords import CONDITIONS, CONSTRAINTS, JOINS, Schema, is_among, same, type_of
 
 _LOWER_BOUNDS = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
 _UPPER_BOUNDS = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")
@@ -143,7 +143,7 @@ def _join_types(first: Any, second: Any) -> Any:
     found += [kind for kind in right if kind == "integer" and "number" in left and kind not in found]
     if not found:
         raise Unsatisfiable("type", "no type is allowed by all")
-    return found[0] if len(found) == 1 else found
+    return type_of(found)
 
 
 def _join_enums(first: Any, second: Any) -> Any:

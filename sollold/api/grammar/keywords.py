@@ -40,6 +40,11 @@ def kinds_of(schema: Schema) -> list[str] | None:
     return [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else None
 
 
+def type_of(kinds: list[str]) -> str | list[str]:
+    """Return the value of ``type`` that names ``kinds``, at least one."""
+    return kinds[0] if len(kinds) == 1 else kinds
+
+
 def constrains(keyword: str, kinds: Iterable[str] | None) -> bool:
     """Whether the keyword constrains values of these types; None for any."""
     if kinds is None or (kind := KIND_OF.get(keyword)) is None:

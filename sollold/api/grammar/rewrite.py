@@ -205,7 +205,7 @@ class Rewriter:
         """Rewrite a schema without `JOINS`."""
         schema = filter_values(_with_conditions(schema), self._check)
         if "enum" not in schema and "const" not in schema:
-            settled = settle(schema, self._resolve, self._check, formats=self._formats)
+            settled = settle(schema, self._check, formats=self._formats)
             self.problems += [SchemaProblem(pointer, *problem) for problem in settled.problems]
             self.notes += [SchemaProblem(pointer, *note) for note in settled.notes]
             if settled.alternatives is not None:

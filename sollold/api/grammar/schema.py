@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-from sollold.api.grammar.keywords import DEFINITIONS
+from sollold.api.grammar.keywords import DEFINITIONS, Schema, type_of
 from sollold.api.grammar.pattern import Unsupported, convertible_pattern
 from sollold.api.grammar.pointer import anchors_in, at_pointer
 from sollold.api.grammar.problem import SchemaProblem, escaped
@@ -18,8 +18,6 @@ from sollold.api.grammar.rewrite import Rewriter, TooLarge
 from sollold.api.grammar.schema_width import TooWide, check_schema
 from sollold.api.grammar.values import Effort
 from sollold.facts import dataclass
-
-Schema = dict[str, Any]
 
 _TYPES = {
     "string": ("str", "text", "char", "varchar", "date", "datetime", "time", "uuid", "url", "uri", "email"),
@@ -174,7 +172,7 @@ class _Converter:
                 if name not in names:
                     names.append(name)
             if names:
-                out["type"] = names if len(names) > 1 else names[0]
+                out["type"] = type_of(names)
             else:
                 del out["type"]
         nullable = out.pop("nullable", None)

@@ -12,16 +12,16 @@ from functools import partial
 from typing import Any
 
 from sollold.api.grammar.join import Unsatisfiable, with_rest
-from sollold.api.grammar.keywords import CONSTRAINTS, KIND_OF, Schema, constrains, kinds_of
+from sollold.api.grammar.keywords import CONSTRAINTS, KIND_OF, Schema, constrains, kinds_of, type_of
 from sollold.api.grammar.settle_arrays import settle_array
 from sollold.api.grammar.settle_denied import settle_denied
 from sollold.api.grammar.settle_objects import settle_object
 from sollold.api.grammar.settle_scalars import settle_number, settle_text
 from sollold.api.grammar.settled import Settled
-from sollold.api.grammar.values import Resolve, ValueCheck
+from sollold.api.grammar.values import ValueCheck
 
 
-def settle(schema: Schema, resolve: Resolve, check: ValueCheck, *, formats: bool = True) -> Settled:
+def settle(schema: Schema, check: ValueCheck, *, formats: bool = True) -> Settled:
     """Convert ``schema`` to such keywords, as far as possible; ``formats``: set the patterns of formats.
 
     Raises:
@@ -36,12 +36,12 @@ def settle(schema: Schema, resolve: Resolve, check: ValueCheck, *, formats: bool
     for kind, step in (
         ("number", settle_number),
         ("string", partial(settle_text, formats=formats)),
-        ("array", partial(settle_array, resolve=resolve, check=check, many=formats)),
+        ("array", partial(settle_array, check=check, many=formats)),
     ):
         if _allows(kind, settled.schema):
             _settle_kind(settled, kind, step)
     if _allows("object", settled.schema) and settled.alternatives is None:
-        _settle_kind(settled, "object", partial(settle_object, resolve=resolve, check=check))
+        _settle_kind(settled, "object", partial(settle_object, check=check))
     if settled.alternatives is None and "type" not in schema and schema.keys() & _STRUCTURE:
         rest = {key: value for key, value in settled.schema.items() if key != "type"}
         settled.schema = schema if rest == schema else settled.schema
@@ -95,7 +95,7 @@ def without_kind(schema: Schema, kind: str) -> Schema | None:
     kinds = [name for name in names if name not in removed]
     if not kinds or len(kinds) == len(names):
         return None
-    out = {**schema, "type": kinds[0] if len(kinds) == 1 else kinds}
+    out = {**schema, "type": type_of(kinds)}
     return {key: value for key, value in out.items() if key not in KIND_OF or constrains(key, kinds)}
 
 
@@ -139,4 +139,4 @@ def _without_denied_types(schema: Schema) -> Schema:
     rest = {key: value for key, value in schema.items() if key not in ("not", "type")}
     if not kept:
         raise Unsatisfiable("not", "it excludes all types")
-    return {"type": kept[0] if len(kept) == 1 else kept, **rest}
+    return {"type": type_of(kept), **rest}

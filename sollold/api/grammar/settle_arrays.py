@@ -8,7 +8,7 @@ from typing import Any
 from sollold.api.grammar.join import Unsatisfiable, tuple_of
 from sollold.api.grammar.settle_items import settle_items
 from sollold.api.grammar.settled import Settled
-from sollold.api.grammar.values import Resolve, ValueCheck
+from sollold.api.grammar.values import ValueCheck
 
 _MAX_FURTHER = 16
 """Maximum items after those that have a schema of their own: llama.cpp generates such arrays only with a
@@ -17,7 +17,7 @@ fixed length, so each length becomes an alternative.
 _MAX_ITEMS = 64
 
 
-def settle_array(settled: Settled, resolve: Resolve, check: ValueCheck, *, many: bool) -> None:
+def settle_array(settled: Settled, check: ValueCheck, *, many: bool) -> None:
     """Convert lengths, tuples, and constraints on all items together.
 
     ``many``: also if that takes many alternatives.
@@ -31,7 +31,7 @@ def settle_array(settled: Settled, resolve: Resolve, check: ValueCheck, *, many:
         raise Unsatisfiable("minItems", "it is more than maxItems")
     if schema.get("uniqueItems") is False or (high <= 1 and "uniqueItems" in schema):
         settled.set(uniqueItems=None)
-    settle_items(settled, resolve, check, many=many)
+    settle_items(settled, check, many=many)
     if settled.alternatives is not None or "enum" in settled.schema:
         return
     prefix, rest = tuple_of(settled.schema)

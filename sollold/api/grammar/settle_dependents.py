@@ -7,7 +7,7 @@ from typing import Any
 from sollold.api.grammar.keywords import CONDITIONS, JOINS, Schema, constraints_of, is_among, values_of
 from sollold.api.grammar.object_properties import MOST_NAMES, is_closed, properties_of
 from sollold.api.grammar.settled import Settled
-from sollold.api.grammar.values import Resolve
+from sollold.api.grammar.values import Resolve, target_of
 
 _MAX_DEPTH = 8
 _RULES = ("dependentRequired", "dependentSchemas", "dependencies", CONDITIONS)
@@ -120,10 +120,7 @@ def _choices(schema: Schema, condition: Any, then: Any, else_: Any, resolve: Res
 
 
 def _values(schema: Any, resolve: Resolve) -> list[Any] | None:
-    for _ in range(8):
-        if not isinstance(schema, dict) or "$ref" not in schema:
-            break
-        schema = resolve(schema["$ref"])
+    schema = target_of(schema, resolve)
     if not isinstance(schema, dict) or schema.keys() & JOINS:
         return None
     values = values_of(schema)

@@ -12,7 +12,15 @@ from typing import Any
 import msgspec
 
 from sollold.api.grammar.join import Unsatisfiable, all_of, tuple_of
-from sollold.api.grammar.keywords import JOINS, constraints_of, is_among, kind_of_value, kinds_of, values_of
+from sollold.api.grammar.keywords import (
+    JOINS,
+    constraints_of,
+    is_among,
+    kind_of_value,
+    kinds_of,
+    type_of,
+    values_of,
+)
 from sollold.api.grammar.settled import Settled
 from sollold.api.grammar.values import Resolve, ValueCheck
 
@@ -27,7 +35,7 @@ _ARRAY_KEYWORDS = (
 )
 
 
-def settle_items(settled: Settled, resolve: Resolve, check: ValueCheck, *, many: bool) -> None:
+def settle_items(settled: Settled, check: ValueCheck, *, many: bool) -> None:
     """Convert ``uniqueItems`` of listed values, and ``contains`` of short arrays.
 
     ``many``: also if ``uniqueItems`` takes many alternatives.
@@ -36,14 +44,14 @@ def settle_items(settled: Settled, resolve: Resolve, check: ValueCheck, *, many:
         Unsatisfiable: no array satisfies the schema.
     """
     if settled.schema.get("uniqueItems") is True:
-        _list_arrays(settled, resolve, check, _MAX_ARRAYS if many else _MAX_FEW_ARRAYS)
+        _list_arrays(settled, check, _MAX_ARRAYS if many else _MAX_FEW_ARRAYS)
     if "contains" in settled.schema:
         _place_contained(settled)
 
 
-def _list_arrays(settled: Settled, resolve: Resolve, check: ValueCheck, limit: int) -> None:
+def _list_arrays(settled: Settled, check: ValueCheck, limit: int) -> None:
     schema = settled.schema
-    values = _item_values(schema.get("items"), resolve)
+    values = _item_values(schema.get("items"), check.resolve)
     if values is None or tuple_of(schema)[0] or settled.alternatives is not None:
         return
     low, high = schema.get("minItems", 0), int(min(schema.get("maxItems", math.inf), len(values)))
@@ -66,7 +74,7 @@ def _list_arrays(settled: Settled, resolve: Resolve, check: ValueCheck, limit: i
     kinds = [kind for kind in kinds_of(schema) or () if kind != "array"]
     settled.set(**dict.fromkeys((*_ARRAY_KEYWORDS, "type")))
     if kinds:
-        settled.alternatives = [{"type": kinds[0] if len(kinds) == 1 else kinds}, {"enum": arrays}]
+        settled.alternatives = [{"type": type_of(kinds)}, {"enum": arrays}]
     else:
         settled.set(enum=arrays)
 

@@ -8,16 +8,16 @@ from sollold.api.grammar.join import all_of
 from sollold.api.grammar.keywords import JOINS, constraints_of, values_of
 from sollold.api.grammar.object_properties import MOST_CHOICES, MOST_NAMES, is_closed, properties_of
 from sollold.api.grammar.settled import Settled
-from sollold.api.grammar.values import Resolve, ValueCheck
+from sollold.api.grammar.values import ValueCheck
 
 _ANY_NAME = frozenset(("", ".*", "^.*", ".*$", "^.*$", "^", "$"))
 
 
-def settle_names(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
+def settle_names(settled: Settled, check: ValueCheck) -> None:
     """Convert the names that patterns and ``propertyNames`` allow."""
     _apply_to_all(settled)
     _settle_patterns(settled)
-    _settle_listed(settled, resolve, check)
+    _settle_listed(settled, check)
 
 
 def _apply_to_all(settled: Settled) -> None:
@@ -50,12 +50,12 @@ def _settle_patterns(settled: Settled) -> None:
     settled.set(additionalProperties=found[0] if len(found) == 1 else {"anyOf": found})
 
 
-def _settle_listed(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
+def _settle_listed(settled: Settled, check: ValueCheck) -> None:
     """Keep the names that ``propertyNames`` lists or allows."""
     schema = settled.schema
     if not isinstance(names := schema.get("propertyNames"), dict):
         return
-    target = (resolve(names["$ref"]) or {}) if "$ref" in names and not constraints_of(names) else names
+    target = (check.resolve(names["$ref"]) or {}) if "$ref" in names and not constraints_of(names) else names
     properties, rest = properties_of(schema), schema.get("additionalProperties", True)
     listed = values_of(target) if target.keys() & {"enum", "const"} and not target.keys() & JOINS else None
     if listed is not None and len(listed) <= MOST_NAMES and "patternProperties" not in schema:

@@ -18,23 +18,23 @@ from sollold.api.grammar.settle_dependents import (
 )
 from sollold.api.grammar.settle_names import settle_names
 from sollold.api.grammar.settled import Settled
-from sollold.api.grammar.values import Resolve, ValueCheck
+from sollold.api.grammar.values import ValueCheck
 
 
-def settle_object(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
+def settle_object(settled: Settled, check: ValueCheck) -> None:
     """Convert names, numbers of properties, and what depends on a property.
 
     Raises:
         Unsatisfiable: no object satisfies the schema.
     """
     forbid_properties(settled, [name for name, v in properties_of(settled.schema).items() if v is False])
-    settle_names(settled, resolve, check)
-    declare_dependent_names(settled, resolve)
+    settle_names(settled, check)
+    declare_dependent_names(settled, check.resolve)
     for step in (_settle_required, _settle_forbidden, _settle_counts, settle_dependents):
         step(settled)
         if settled.alternatives is not None:
             return
-    settle_conditions(settled, resolve)
+    settle_conditions(settled, check.resolve)
 
 
 def _settle_required(settled: Settled) -> None:

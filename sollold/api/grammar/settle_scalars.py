@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
 
 from sollold.api.grammar.formats import FORMATS
 from sollold.api.grammar.join import Unsatisfiable
-from sollold.api.grammar.keywords import BOUNDS, exact, kinds_of
+from sollold.api.grammar.keywords import BOUNDS, exact, kinds_of, type_of
 from sollold.api.grammar.pattern_length import with_length
 from sollold.api.grammar.settled import Settled
 
@@ -28,7 +27,9 @@ def settle_number(settled: Settled) -> None:
     kinds = kinds_of(settled.schema) or []
     step = settled.schema.get("multipleOf")
     if step and step > 0 and step == int(step) and "number" in kinds:
-        settled.set(type=_with_integers(kinds))
+        settled.set(
+            type=type_of(list(dict.fromkeys("integer" if kind == "number" else kind for kind in kinds)))
+        )
         kinds = kinds_of(settled.schema) or []
     if step and step == 1 and "number" not in kinds and kinds:
         settled.set(multipleOf=None)
@@ -37,11 +38,6 @@ def settle_number(settled: Settled) -> None:
         return
     if "integer" in kinds and "number" not in kinds:
         _bound_integer(settled)
-
-
-def _with_integers(kinds: list[str]) -> Any:
-    found = list(dict.fromkeys("integer" if kind == "number" else kind for kind in kinds))
-    return found[0] if len(found) == 1 else found
 
 
 def _range(settled: Settled) -> tuple[Fraction | None, bool, Fraction | None, bool]:
@@ -79,7 +75,7 @@ def _list_multiples(settled: Settled, step: float, kinds: list[str]) -> bool:
     settled.set(**dict.fromkeys((*BOUNDS, "multipleOf", "type")))
     listed = {"enum": [int(value) if value.denominator == 1 else float(value) for value in values]}
     if other_kinds:
-        further = {"type": other_kinds[0] if len(other_kinds) == 1 else other_kinds}
+        further = {"type": type_of(other_kinds)}
         settled.alternatives = [further, listed] if values else [further]
     else:
         settled.set(**listed)

@@ -26,6 +26,7 @@ Resolve = Callable[[str], Schema | None]
 """Returns the schema at a reference; None if there is none."""
 
 _MAX_DEPTH = 30
+_MAX_REFERENCES = 8
 _PLAIN = re.compile(r'(?:(?!["\\\x00-\x1f])(?:\S| ))*+')
 
 
@@ -48,7 +49,7 @@ class ValueCheck:
     """Checks values as long as there is effort left; after that, all results are unknown."""
 
     def __init__(self, resolve: Resolve, effort: Effort) -> None:
-        self._resolve = resolve
+        self.resolve = resolve
         self._effort = effort
 
     def spend(self, values: int) -> bool:
@@ -144,7 +145,7 @@ class ValueCheck:
 
     def _joins(self, schema: Schema, value: Any, depth: int) -> Iterable[bool | None]:
         if "$ref" in schema:
-            target = self._resolve(schema["$ref"])
+            target = self.resolve(schema["$ref"])
             yield None if target is None else self.admits(target, value, depth + 1)
         for member in schema.get("allOf", ()):
             yield self.admits(member, value, depth + 1)
@@ -163,6 +164,15 @@ class ValueCheck:
             yield None if result is None else not result
         if "if" in schema or CONDITIONS in schema:
             yield None
+
+
+def target_of(schema: Any, resolve: Resolve) -> Any:
+    """Return the schema that ``schema`` refers to, through a few references; None if there is none."""
+    for _ in range(_MAX_REFERENCES):
+        if not isinstance(schema, dict) or "$ref" not in schema:
+            break
+        schema = resolve(schema["$ref"])
+    return schema
 
 
 def filter_values(schema: Schema, check: ValueCheck) -> Schema:
