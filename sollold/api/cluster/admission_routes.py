@@ -6,6 +6,7 @@ codes never leave this machine, since the API may be unencrypted.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -59,38 +60,30 @@ class AdmissionRoutes:
 
     def routes(self) -> list[Route]:
         """Return the route table."""
+        get, post = partial(Route, "GET"), partial(Route, "POST")
         return [
-            Route("POST", "/api/cluster/admit", self._admit, "Admit a waiting machine", AdmitBody),
-            Route("POST", "/api/cluster/door", self._door, "Admit new machines for a while", DoorBody),
-            Route(
-                "GET",
-                "/api/cluster/members",
-                self._members,
-                "The cluster's members: present, away or evicted",
-            ),
-            Route(
-                "GET",
+            post("/api/cluster/admit", self._admit, "Admit a waiting machine", AdmitBody),
+            post("/api/cluster/door", self._door, "Admit new machines for a while", DoorBody),
+            get("/api/cluster/members", self._members, "The cluster's members: present, away or evicted"),
+            get(
                 "/api/cluster/ca",
                 self._authority,
                 'The certificate authority of nodes with `http.tls = "cluster"`, in PEM',
             ),
-            Route("POST", "/api/cluster/rotate", self._rotate, "Give all members a new secret"),
-            Route(
-                "POST",
+            post("/api/cluster/rotate", self._rotate, "Give all members a new secret"),
+            post(
                 "/api/cluster/evict",
                 self._evict,
                 "Evict a member, and give the others a new secret",
                 EvictBody,
             ),
-            Route("POST", "/api/cluster/secure", self._secure, "Give an open cluster a secret", SecureBody),
-            Route(
-                "POST",
+            post("/api/cluster/secure", self._secure, "Give an open cluster a secret", SecureBody),
+            post(
                 "/api/cluster/invite",
                 self._invite,
                 "Create a code with which one machine may join at this node (from this machine only)",
             ),
-            Route(
-                "POST",
+            post(
                 "/api/cluster/join",
                 self._join,
                 "Join a cluster with an invitation code (from this machine only)",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -21,7 +22,7 @@ from sollold.api.http.caller import caller_of
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.request_log import REQUEST_LOG
 from sollold.api.http.response import json_response
-from sollold.api.http.route import Route
+from sollold.api.http.route import Route, integer_of
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
 from sollold.errors import bad_request
@@ -74,9 +75,9 @@ class BatchRoutes:
     def routes(self) -> list[Route]:
         """Return the route table."""
         path = "/api/batch/jobs/{id}"
+        get, post = partial(Route, "GET"), partial(Route, "POST")
         return [
-            Route(
-                "POST",
+            post(
                 "/api/batch/embed",
                 self._embed,
                 "Embed up to 10,000 texts in the background",
@@ -84,11 +85,10 @@ class BatchRoutes:
                 statuses=(202,),
                 inference=True,
             ),
-            Route("GET", "/api/batch/jobs", self._jobs, "The batches of this node"),
-            Route("GET", path, self._job, "Progress of a batch"),
+            get("/api/batch/jobs", self._jobs, "The batches of this node"),
+            get(path, self._job, "Progress of a batch"),
             Route("DELETE", path, self._cancel, "Cancel a batch"),
-            Route(
-                "GET",
+            get(
                 "/api/batch/results/{id}",
                 self._results,
                 "A batch's vectors, in pages",
@@ -149,8 +149,8 @@ class BatchRoutes:
     async def _results(self, request: web.Request) -> web.Response:
         """``GET /api/batch/results/{id}``: the vectors so far; null for those that are missing."""
         job = self._job_of(request)
-        offset = _number(request, "offset", 0, job.total)
-        limit = _number(request, "limit", PAGE, PAGE)
+        offset = min(integer_of(request.query, "offset", 0), job.total)
+        limit = min(integer_of(request.query, "limit", PAGE), PAGE)
         page = job.vectors[offset : offset + limit]
         end = offset + len(page)
         value = {
@@ -177,12 +177,3 @@ class BatchRoutes:
 
 def _may_see(client: Client, job: Job) -> bool:
     return client.scope is Scope.ADMIN or client.identity == job.client
-
-
-def _number(request: web.Request, name: str, default: int, limit: int) -> int:
-    text = request.query.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise bad_request(f"{name} must be a non-negative integer")
-    return min(int(text), limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -66,12 +67,12 @@ class KeyRoutes:
     def routes(self) -> list[Route]:
         """Return the route table."""
         path = "/api/cluster/keys"
+        get, post = partial(Route, "GET"), partial(Route, "POST")
         return [
-            Route("GET", path, self._listed, "The API keys, without their secrets"),
-            Route("POST", path, self._create, "Create an API key; its secret is shown only once", NewKeyBody),
+            get(path, self._listed, "The API keys, without their secrets"),
+            post(path, self._create, "Create an API key; its secret is shown only once", NewKeyBody),
             Route("DELETE", path, self._revoke, "Revoke an API key", KeyBody),
-            Route(
-                "POST",
+            post(
                 "/api/cluster/pass",
                 self._issue,
                 "Create a pass with which this machine's programs may call another member",

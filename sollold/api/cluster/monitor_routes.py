@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from sollold.api.http.access import ACCESS, client_of
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.response import JSON, SSE, json_response
-from sollold.api.http.route import Route
+from sollold.api.http.route import Route, integer_of
 from sollold.api.http.services import AppServices
 from sollold.control.events import Event, as_object
 from sollold.control.history import FIRST_TOKEN, TOTALS, HistoryRequest, NodeHistory, bounded_request, totals
@@ -54,9 +55,9 @@ class MonitorRoutes:
 
     def routes(self) -> list[Route]:
         """Return the route table."""
+        get, post = partial(Route, "GET"), partial(Route, "POST")
         return [
-            Route(
-                "GET",
+            get(
                 "/api/cluster/events",
                 self._events,
                 "Events: joins, losses, elections, loads, resumed answers, drains (server-sent events)",
@@ -73,8 +74,7 @@ class MonitorRoutes:
                     ),
                 ),
             ),
-            Route(
-                "GET",
+            get(
                 "/api/cluster/history",
                 self._history,
                 "Tokens, requests, queue, first-token time and memory: the last hour by seconds, "
@@ -84,23 +84,15 @@ class MonitorRoutes:
                     ("step", "Seconds per point; chosen automatically if omitted"),
                 ),
             ),
-            Route(
-                "GET",
+            get(
                 "/api/cluster/requests",
                 self._requests,
                 "Requests through this node: those in progress and the last hundred",
             ),
-            Route(
-                "POST",
-                "/api/cluster/forget",
-                self._forget,
-                "Remove a missing node from the list",
-                ForgetBody,
-            ),
+            post("/api/cluster/forget", self._forget, "Remove a missing node from the list", ForgetBody),
             *self._health_routes("GET"),
             *self._health_routes("HEAD"),
-            Route(
-                "GET",
+            get(
                 "/api/cluster/prometheus-sd",
                 self._targets,
                 "The nodes as targets, for Prometheus' http_sd_configs",
@@ -118,8 +110,11 @@ class MonitorRoutes:
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """``GET /api/cluster/events``: past events, then new ones as they happen."""
         log = self._services.monitor.events
-        after, last = _number(request, "after", -1, _MAX_ID_DIGITS), _number(request, "last", _DEFAULT_EVENTS)
-        follow = request.query.get("follow") == "" or bool(_number(request, "follow", 0))
+        after, last = (
+            integer_of(request.query, "after", -1, _MAX_ID_DIGITS),
+            integer_of(request.query, "last", _DEFAULT_EVENTS),
+        )
+        follow = request.query.get("follow") == "" or bool(integer_of(request.query, "follow", 0))
         if "after" not in request.query:
             after = _last_event_id(request)
         if after > log.newest:
@@ -164,7 +159,9 @@ class MonitorRoutes:
 
     async def _history(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/history``: series of the whole cluster and of each node."""
-        span = bounded_request(_number(request, "seconds", 600), _number(request, "step", 0))
+        span = bounded_request(
+            integer_of(request.query, "seconds", 600), integer_of(request.query, "step", 0)
+        )
         task = self._histories.get(span)
         if task is None:
             task = self._histories[span] = asyncio.create_task(self._gather(span), name="history")
@@ -244,20 +241,6 @@ def _last_event_id(request: web.Request) -> int:
     """Return the last event that a reconnecting EventSource has received; -1 for none."""
     text = request.headers.get("Last-Event-ID", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS else -1
-
-
-def _number(request: web.Request, name: str, default: int, digits: int = 9) -> int:
-    """Return an integer from the query, of at most ``digits`` digits.
-
-    Raises:
-        Refusal: BAD_REQUEST.
-    """
-    text = request.query.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= digits):
-        raise bad_request(f"{name} must be an integer of at most {digits} digits")
-    return int(text)
 
 
 def _node_object(history: NodeHistory) -> dict[str, Any]:

@@ -15,39 +15,22 @@ from sollold.cluster.gossip.record import Backend
 
 _PARAMETER = re.compile(r"\{(\w+)(?::[^}]*)?\}")
 
-_ERRORS: dict[Dialect, dict[str, Any]] = {
-    Dialect.OLLAMA: {
-        "type": "object",
-        "properties": {"error": {"type": "string"}},
-        "required": ["error"],
-    },
-    Dialect.OPENAI: {
-        "type": "object",
-        "properties": {
-            "error": {
-                "type": "object",
-                "properties": {
-                    "message": {"type": "string"},
-                    "type": {"type": "string"},
-                    "param": {"type": ["string", "null"]},
-                    "code": {"type": ["string", "null"]},
-                },
-                "required": ["message", "type", "param", "code"],
-            }
-        },
-        "required": ["error"],
-    },
+_STRING: dict[str, Any] = {"type": "string"}
+_STRING_OR_NULL = {"type": ["string", "null"]}
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object that has all of ``properties``."""
+    return {"type": "object", "properties": properties, "required": [*properties]}
+
+
+_OPENAI_ERROR = _object(message=_STRING, type=_STRING, param=_STRING_OR_NULL, code=_STRING_OR_NULL)
+_ANTHROPIC_ERROR = _object(type=_STRING, message=_STRING)
+_ERRORS = {
+    Dialect.OLLAMA: _object(error=_STRING),
+    Dialect.OPENAI: _object(error=_OPENAI_ERROR),
     Dialect.ANTHROPIC: {
-        "type": "object",
-        "properties": {
-            "type": {"const": "error"},
-            "error": {
-                "type": "object",
-                "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
-                "required": ["type", "message"],
-            },
-            "request_id": {"type": ["string", "null"]},
-        },
+        **_object(type={"const": "error"}, error=_ANTHROPIC_ERROR, request_id=_STRING_OR_NULL),
         "required": ["type", "error"],
     },
 }
@@ -75,7 +58,6 @@ _STATUS_HEADERS = {
     405: {"Allow": "The allowed methods"},
     503: {"Retry-After": "Seconds to wait before a retry"},
 }
-_STRING: dict[str, Any] = {"type": "string"}
 REQUEST_HEADERS = {
     "X-Sollold-Priority": "1 (lowest) to 10 (highest), or a name; overrides the body's priority",
     "X-Sollold-Role": "The caller's role, which implies a priority",

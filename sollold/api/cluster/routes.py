@@ -22,11 +22,11 @@ from sollold.api.http.access import ACCESS, require
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.response import json_response
-from sollold.api.http.route import Route
+from sollold.api.http.route import Route, integer_of
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
 from sollold.control.logs import MOST_LINES
-from sollold.errors import Fault, Refusal, bad_request
+from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Ensure
 from sollold.serving.routing import load_warnings
 from sollold.settings.schema import MOST_SLOTS, KvType, Speculate
@@ -107,36 +107,26 @@ class ClusterRoutes:
 
     def routes(self) -> list[Route]:
         """Return the route table."""
+        get, post = partial(Route, "GET"), partial(Route, "POST")
         return [
-            Route("GET", "/api/cluster", self._show, "Nodes, devices, deployments and the leader"),
-            Route("GET", "/api/cluster/stats", self._stats, "Counters of this node since its start"),
-            Route(
-                "POST",
-                "/api/cluster/plan",
-                self._plan,
-                "Where a model would be placed, without loading it",
-                PlanBody,
+            get("/api/cluster", self._show, "Nodes, devices, deployments and the leader"),
+            get("/api/cluster/stats", self._stats, "Counters of this node since its start"),
+            post(
+                "/api/cluster/plan", self._plan, "Where a model would be placed, without loading it", PlanBody
             ),
-            Route(
-                "POST", "/api/cluster/load", self._load, "Load a model and wait until it is ready", PlanBody
-            ),
-            Route("POST", "/api/cluster/unload", self._unload, "Unload a model or a deployment", UnloadBody),
-            Route(
-                "GET",
+            post("/api/cluster/load", self._load, "Load a model and wait until it is ready", PlanBody),
+            post("/api/cluster/unload", self._unload, "Unload a model or a deployment", UnloadBody),
+            get(
                 "/api/cluster/logs/{model:.+}",
                 self._logs,
                 "The last log lines of a model's engines, from every node that takes part",
                 query=(("lines", f"Lines per engine, at most {MOST_LINES}; default 50"),),
             ),
-            Route("GET", "/api/doctor", self._doctor, "Problems, and how to fix them"),
-            Route("POST", "/api/cluster/scan", self._scan, "Look for llama.cpp workers on the LAN"),
-            Route("POST", "/api/cluster/drain", self._drain, "Drain a node, or end a drain", DrainBody),
-            Route(
-                "POST",
-                "/api/cluster/route",
-                self._route,
-                "Which endpoints could answer for a model now",
-                RouteBody,
+            get("/api/doctor", self._doctor, "Problems, and how to fix them"),
+            post("/api/cluster/scan", self._scan, "Look for llama.cpp workers on the LAN"),
+            post("/api/cluster/drain", self._drain, "Drain a node, or end a drain", DrainBody),
+            post(
+                "/api/cluster/route", self._route, "Which endpoints could answer for a model now", RouteBody
             ),
         ]
 
@@ -182,10 +172,7 @@ class ClusterRoutes:
         return json_response(value)
 
     async def _logs(self, request: web.Request) -> web.Response:
-        text = request.query.get("lines", "50")
-        if not text.isascii() or not text.isdigit():
-            raise bad_request(f"invalid lines: {text[:40]!r} is not a number")
-        lines = min(int(text[:9]), MOST_LINES)
+        lines = min(integer_of(request.query, "lines", 50), MOST_LINES)
         logs = await self._services.logs.tail(request.match_info["model"], lines)
         return json_response({"logs": msgspec.to_builtins(logs)})
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
 from sollold.api.http.errors import Dialect
+from sollold.errors import bad_request
 from sollold.facts import dataclass
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -45,6 +46,20 @@ class Route:
     def dialect(self) -> Dialect:
         """The dialect of its errors."""
         return dialect_of(self.path)
+
+
+def integer_of(query: Mapping[str, str], name: str, default: int, digits: int = 9) -> int:
+    """Return an integer of at most ``digits`` digits from a request's query.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    text = query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= digits):
+        raise bad_request(f"{name} must be an integer of at most {digits} digits")
+    return int(text)
 
 
 def dialect_of(path: str) -> Dialect:
