@@ -70,7 +70,6 @@ class PlanApplier:
             raise
         if not done.ok:
             excluded[plan.head] = done.reason
-            self._observations.nodes.failed(plan.head, done.reason, self._clock())
             await self._release(deployment, plan.head, reserved, term)
             return ""
         held = {(node, device): size for node, wanted in owners for device, size in wanted.items()}
@@ -115,11 +114,15 @@ class PlanApplier:
         return False
 
     async def _deploy(self, deployment: str, place: Place, keep_alive: float, term: Term) -> Done:
-        request = Deploy(term, deployment, place.plan, keep_alive)
+        head, request = place.plan.head, Deploy(term, deployment, place.plan, keep_alive)
         try:
-            return await self._calls.call(place.plan.head, "deploy", request, Done, timeout=CALL_TIMEOUT * 2)
+            done = await self._calls.call(head, "deploy", request, Done, timeout=CALL_TIMEOUT * 2)
+            if not done.ok:
+                self._observations.nodes.failed(head, done.reason, self._clock())
+            return done
         except PeerError as error:
             # The request may have arrived: the release that follows ends whatever it started.
+            self._observations.unreachable(head, str(error), self._clock())
             return Done(False, f"it could not be reached to load the model ({error})")
 
     async def stop_fetch(self, fetch: PendingFetch) -> None:

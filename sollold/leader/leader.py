@@ -348,6 +348,8 @@ class Leader:
                     # The node with the file has just refused.
                     fetch = decision
                     break
+                if excluded and isinstance(decision, Refuse) and decision.fault is Fault.TOO_BIG:
+                    break  # It fits if the excluded nodes take part.
                 if not isinstance(decision, Place):
                     return answer(decision)
                 keep_alive = ask.keep_alive

@@ -9,6 +9,7 @@ import pytest
 
 from sollold.cluster.gossip.record import State
 from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.rpc import PeerError
 from sollold.engines.commands import Commit, Deploy, Done, Reserve, Reserved, Unload
 from sollold.leader import apply, snapshot_maker
 from sollold.leader.absent_nodes import BACK_WITHIN, DRAINED, GONE_WITHIN, REMEMBERED
@@ -179,6 +180,33 @@ async def test_refusals_for_other_reasons_end_after_a_few_attempts(cluster: Clus
     assert answer.verdict is Verdict.REFUSED
     assert "draining" in answer.message
     assert attempts <= 6
+
+
+async def test_a_head_that_could_not_be_reached_is_waited_for(cluster: Cluster) -> None:
+    async def hook(method: str, request: object) -> object | None:
+        if method == "deploy":
+            raise PeerError("a", "the connection broke", transport=True)
+        return None
+
+    cluster.nodes["a"].hook = hook
+    answer = await cluster.planner.ensure(ENSURE)
+    assert answer.verdict is Verdict.PLANNING
+    assert "demo:latest waits for host-a (it could not be reached to load the model" in answer.message
+    assert cluster.granted() == 0
+    cluster.nodes["a"].hook = None
+    cluster.now += 5.0
+    assert (await cluster.planner.ensure(ENSURE)).verdict is Verdict.WAIT
+
+
+async def test_a_model_whose_head_refuses_it_is_not_called_too_big(cluster: Cluster) -> None:
+    async def hook(method: str, request: object) -> object | None:
+        return Done(False, "this node has no llama.cpp yet") if method == "deploy" else None
+
+    cluster.nodes["a"].hook = hook
+    answer = await cluster.planner.ensure(ENSURE)
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "unavailable")
+    assert "could not be placed: host-a: this node has no llama.cpp yet" in answer.message
+    assert answer.retry_after > 0
 
 
 async def test_a_refusal_for_another_reason_says_nothing_about_memory() -> None:
