@@ -42,7 +42,8 @@ def examine(facts: Facts) -> list[Finding]:
         *same_names(facts.live),
         *_failed(facts.live),
         *_lost(facts.lost),
-        *offline_nodes(facts.offline, alone=len(facts.live) == 1),
+        # Those of a cluster that evicted this machine are not offline.
+        *offline_nodes(() if facts.me.seeking else facts.offline, alone=len(facts.live) == 1),
         *_files(facts.files),
         *(Finding(Grade.PROBLEM, text, fix) for text, fix in facts.trouble),
         *network(facts),

@@ -224,6 +224,10 @@ def test_reasons_why_nodes_do_not_find_each_other() -> None:
     waits = replace(ANNA, seeking="waits for admission to the cluster of bert; its code is ABCD-EFGH")
     (finding,) = examine(replace(HEALTHY, me=waits, live=(waits,), network=other))
     assert "waits for admission" in finding.what and "sollold admit anna" in finding.fix
+    out = replace(ANNA, seeking="was evicted from the cluster of bert; its code is ABCD-EFGH")
+    offline = (OfflineNode(1000.0, False, BERT),)
+    (finding,) = examine(replace(HEALTHY, me=out, live=(out,), network=other, offline=offline))
+    assert "was evicted" in finding.what
 
 
 def test_an_open_door_is_found_despite_clock_differences() -> None:
