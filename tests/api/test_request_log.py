@@ -51,6 +51,7 @@ async def test_a_request_has_one_line(
     assert logged["model"] == "demo:latest" and logged["node"] == "beta" and logged["resumed"] == "0"
     assert int(logged["prompt_tokens"]) > 0 and int(logged["tokens"]) > 0
     assert 0 <= float(logged["first_token"]) <= float(logged["seconds"])
+    assert fields(second)["route"] == "POST /api/chat"
     assert fields(second)["model"] == "demo:latest" and fields(second)["key"] == "my laptop"
     for secret_text in ("the question", "the answer", secret):
         assert secret_text not in caplog.text
@@ -60,6 +61,7 @@ async def test_a_request_has_one_line(
     async with http.get(url + "/metrics", headers=headers) as answer:
         metrics = await answer.text()
     assert 'sollold_key_requests_total{key="my laptop"} 2.0' in metrics
+    assert 'sollold_http_requests_total{dialect="ollama",route="/api/chat",status="200"} 2.0' in metrics
     assert f'sollold_key_generated_tokens_total{{key="my laptop"}} {2 * int(logged["tokens"])}.0' in metrics
 
 

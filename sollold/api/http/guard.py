@@ -169,7 +169,8 @@ class Guard:
             return await self._answer(renamed, other, renamed.match_info.handler, dialect)
         finally:
             release_body(other)
-            # The log line of a request contains them.
+            # The log line and the metrics of a request contain them.
+            exchange.route = other.route
             exchange.client, exchange.finished, exchange.refused = other.client, other.finished, other.refused
 
 
