@@ -226,7 +226,7 @@ class OllamaRelay:
             raise web.HTTPNotFound(text="only pull, push, create, show and blobs are passed on")
         try:
             # Read the whole body of a create: the created model's name is in it.
-            body = await request.content.read() if path == _CREATE else request.content.iter_any()
+            body = await request.read() if path == _CREATE else request.content.iter_any()
             relayed = await self._ask_local(request.method, path, body)
         except Refusal as refusal:
             return web.json_response({"error": refusal.message}, status=502)

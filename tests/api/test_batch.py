@@ -309,6 +309,9 @@ async def test_a_batch_over_http(serve: Serve, http: ClientSession) -> None:
     async with http.get(f"{url}/api/batch/results/{job['job_id']}?offset=90&limit=5") as answer:
         page = await answer.json()
     assert page["embeddings"] == [[1.0, 0.0]] * 5 and page["next_offset"] == 95
+    # A program that follows next_offset would never end.
+    async with http.get(f"{url}/api/batch/results/{job['job_id']}?limit=0") as answer:
+        assert answer.status == 400 and "at least 1" in await answer.text()
     async with http.get(f"{url}/api/batch/jobs") as answer:
         assert [listed["job_id"] for listed in (await answer.json())["jobs"]] == [job["job_id"]]
     async with http.delete(f"{url}/api/batch/jobs/{job['job_id']}") as answer:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sollold.cluster.net import rpc_server
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import Identity, Tokens
 from sollold.cluster.net.rpc_client import RpcClient
@@ -18,6 +19,7 @@ from sollold.control.ollama_relay import Body, OllamaRelay
 from sollold.engines.ollama.created_models import CreatedModels
 from sollold.engines.ollama.service import LocalOllama
 from sollold.errors import Fault, Refusal
+from sollold.models.transfer.ollama_pull import PEER_PREFIX
 from tests.doubles import FakeView, record
 from tests.keys import key, key_of
 from tests.ollama_standin import Known, Standin
@@ -188,3 +190,15 @@ async def test_other_routes_of_an_ollama_are_closed(with_two_ollamas: ThreeNodes
     for path in ("/ollama/api/delete", "/ollama/api/blobs/..%2F..%2Fx", "/ollama/api/generate"):
         async with a.calls.stream(b.id, "POST", path, data=b"{}") as answer:
             assert answer.status == 404
+
+
+async def test_a_create_from_another_node_is_read_up_to_a_limit(
+    three_nodes: ThreeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc_server, "LARGEST", 1000)
+    node = Node(key(3).node, three_nodes[0].ports, tmp_path)
+    await node.start()
+    create = f"{PEER_PREFIX}/api/create"
+    async with three_nodes[0].calls.stream(node.id, "POST", create, data=bytes(1001)) as answer:
+        assert answer.status == 413
+    await node.close()

@@ -151,6 +151,8 @@ class BatchRoutes:
         job = self._job_of(request)
         offset = min(integer_of(request.query, "offset", 0), job.total)
         limit = min(integer_of(request.query, "limit", PAGE), PAGE)
+        if limit < 1:
+            raise bad_request("limit must be at least 1")
         page = job.vectors[offset : offset + limit]
         end = offset + len(page)
         value = {
