@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from sollold.cli.asking import client, print_json
+from sollold.cli.asking import client, print_json, print_result
 from sollold.cli.exit import Exit
 from sollold.cli.status import of_admission
 from sollold.cli.streams import harmless
@@ -21,33 +21,25 @@ _MAX_OPEN_SECONDS = 86400.0
 def admit(options: argparse.Namespace) -> int:
     """Admit a waiting machine."""
     answer = client(options, timeout=_ROLL_SECONDS).post("/api/cluster/admit", {"machine": options.name})
-    if options.json:
-        print_json(answer)
-    else:
-        print(harmless(f"{answer['name']} ({answer['code']}) joins within seconds"))
-    return Exit.DONE
+    return print_result(options, answer, f"{answer['name']} ({answer['code']}) joins within seconds")
 
 
 def invite(options: argparse.Namespace) -> int:
     """Print an invitation code with which one machine may join."""
     answer = client(options).post("/api/cluster/invite", {})
-    if options.json:
-        print_json(answer)
-    else:
-        print(f"on the new machine, within {seconds_text(answer['seconds'])}:")
-        print(harmless(f"  sollold join {answer['code']} --seed {answer['seed']}"))
-    return Exit.DONE
+    return print_result(
+        options,
+        answer,
+        f"on the new machine, within {seconds_text(answer['seconds'])}:",
+        f"  sollold join {answer['code']} --seed {answer['seed']}",
+    )
 
 
 def join(options: argparse.Namespace) -> int:
     """Join a cluster with an invitation code."""
     body = {"code": options.code, "seed": options.seed}
     answer = client(options, timeout=_ROLL_SECONDS).post("/api/cluster/join", body)
-    if options.json:
-        print_json(answer)
-    else:
-        print(harmless(f"joined the cluster of {answer['name']}"))
-    return Exit.DONE
+    return print_result(options, answer, f"joined the cluster of {answer['name']}")
 
 
 def cluster(options: argparse.Namespace) -> int:
@@ -71,13 +63,11 @@ def _door(options: argparse.Namespace) -> int:
             print("sollold: open takes a time up to 24h; `sollold cluster close` ends it", file=sys.stderr)
             return Exit.USAGE
     answer = client(options).post("/api/cluster/door", {"seconds": seconds})
-    if options.json:
-        print_json(answer)
-    elif options.action == "open":
-        print(f"new machines on this LAN are admitted for {seconds_text(seconds)}")
+    if options.action == "open":
+        text = f"new machines on this LAN are admitted for {seconds_text(seconds)}"
     else:
-        print("new machines now wait for `sollold admit`")
-    return Exit.DONE
+        text = "new machines now wait for `sollold admit`"
+    return print_result(options, answer, text)
 
 
 def _ca(options: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from sollold.cli.exit import Exit
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
@@ -200,3 +201,12 @@ def print_json(value: Any, *, line: bool = False) -> None:
     """
     plain = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
     print(json.dumps(value, indent=None if line else 2, ensure_ascii=plain), flush=line)
+
+
+def print_result(options: argparse.Namespace, answer: Any, *lines: str) -> Exit:
+    """Print the node's answer as JSON if ``--json`` was given, else ``lines``. Returns the exit status."""
+    if options.json:
+        print_json(answer)
+    else:
+        print(harmless("\n".join(lines)))
+    return Exit.DONE

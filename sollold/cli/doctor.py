@@ -22,8 +22,7 @@ _MARGIN = 9
 def doctor(options: argparse.Namespace) -> int:
     """Ask the daemon; if it does not respond, find out why."""
     try:
-        daemon = client(options)
-        found = (daemon.get("/api/doctor"))["findings"]
+        found = client(options).get("/api/doctor")["findings"]
     except ClientError as error:
         hung = isinstance(error, NodeSilent)
         if named(options) or (error.status and not hung):

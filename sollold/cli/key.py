@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from sollold.cli.asking import client, print_json
+from sollold.cli.asking import client, print_json, print_result
 from sollold.cli.exit import Exit
 from sollold.cli.streams import harmless
 from sollold.cli.table import print_table
@@ -72,8 +72,4 @@ def _state(entry: dict[str, Any]) -> str:
 
 def _revoke(options: argparse.Namespace) -> int:
     revoked = client(options).delete(PATH, {"name": options.name})
-    if options.json:
-        print_json(revoked)
-    else:
-        print(harmless(f"revoked {revoked['name']} ({revoked['id']})"))
-    return Exit.DONE
+    return print_result(options, revoked, f"revoked {revoked['name']} ({revoked['id']})")

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from typing import Any
 
-from sollold.cli.asking import client, print_json
+from sollold.cli.asking import client, print_json, print_result
 from sollold.cli.exit import Exit
 from sollold.cli.progress import emptied, loading
 from sollold.cli.streams import harmless
@@ -59,11 +59,7 @@ def unload(options: argparse.Namespace) -> int:
     """Unload a model on all nodes."""
     daemon = client(options)
     answer = daemon.post("/api/cluster/unload", {"model": options.model, "force": options.force})
-    if options.json:
-        print_json(answer)
-    else:
-        print(harmless(f"{options.model}{_unload_text(answer)}"))
-    return Exit.DONE
+    return print_result(options, answer, f"{options.model}{_unload_text(answer)}")
 
 
 def _unload_text(answer: dict[str, Any]) -> str:
@@ -82,15 +78,13 @@ def drain(options: argparse.Namespace) -> int:
     daemon = client(options)
     answer = daemon.post("/api/cluster/drain", {"node": options.name, "on": not options.undo})
     empty = not options.undo and emptied(daemon, answer["node"])
-    if options.json:
-        print_json(answer | {"empty": empty})
-    elif options.undo:
-        print(f"{answer['node']} accepts requests again")
+    if options.undo:
+        text = "accepts requests again"
     elif empty:
-        command = f"sollold undrain {shlex.quote(answer['node'])}"
-        print(f"{answer['node']} is drained; safe to stop (back with `{command}`)")
+        text = f"is drained; safe to stop (back with `sollold undrain {shlex.quote(answer['node'])}`)"
     else:
-        print(f"{answer['node']} is not drained: it left the cluster or was undrained")
+        text = "is not drained: it left the cluster or was undrained"
+    print_result(options, answer | {"empty": empty}, f"{answer['node']} {text}")
     return Exit.DONE if empty or options.undo else Exit.FAILED
 
 
@@ -102,8 +96,4 @@ def undrain(options: argparse.Namespace) -> int:
 def forget(options: argparse.Namespace) -> int:
     """Remove a node from the list of offline nodes."""
     answer = client(options).post("/api/cluster/forget", {"node": options.name})
-    if options.json:
-        print_json(answer)
-    else:
-        print(harmless(f"{options.name} is removed from the list of offline nodes"))
-    return Exit.DONE
+    return print_result(options, answer, f"{options.name} is removed from the list of offline nodes")

@@ -7,7 +7,7 @@ import datetime
 import sys
 from typing import Any
 
-from sollold.cli.asking import client, print_json
+from sollold.cli.asking import client, print_json, print_result
 from sollold.cli.exit import Exit
 from sollold.cli.pull import print_steps
 from sollold.cli.streams import harmless
@@ -75,13 +75,9 @@ def _ago(moment: str) -> str:
 def copy(options: argparse.Namespace) -> int:
     """Give a model a second name."""
     body = {"source": options.model, "destination": options.name, "nodes": options.on}
-    daemon = client(options, timeout=120)
-    daemon.post("/api/copy", body)
-    if options.json:
-        print_json({"source": options.model, "destination": options.name})
-    else:
-        print(f"copied {options.model} to {options.name}")
-    return Exit.DONE
+    client(options, timeout=120).post("/api/copy", body)
+    done = {"source": options.model, "destination": options.name}
+    return print_result(options, done, f"copied {options.model} to {options.name}")
 
 
 def delete(options: argparse.Namespace) -> int:
@@ -91,15 +87,11 @@ def delete(options: argparse.Namespace) -> int:
     daemon.delete("/api/delete", {"model": options.model, "nodes": options.on})
     remaining = _nodes_with(daemon, options.model)
     removed = [node for node in holders if node not in remaining]
-    if options.json:
-        print_json({"deleted": options.model, "from": removed, "left": remaining})
-    elif remaining:
+    lines = [f"deleted {options.model}"]
+    if remaining:
         # Models of the same name remain: the user's own files, or those on nodes that --on did not name.
-        print(harmless(f"deleted {options.model} from {', '.join(removed) or 'no node'}"))
-        print(harmless(f"it stays on {', '.join(remaining)}"))
-    else:
-        print(harmless(f"deleted {options.model}"))
-    return Exit.DONE
+        lines = [f"{lines[0]} from {', '.join(removed) or 'no node'}", f"it stays on {', '.join(remaining)}"]
+    return print_result(options, {"deleted": options.model, "from": removed, "left": remaining}, *lines)
 
 
 def _nodes_with(daemon: BlockingClient, model: str) -> list[str]:

@@ -56,8 +56,7 @@ def status(options: argparse.Namespace) -> int:
 
 def ps(options: argparse.Namespace) -> int:
     """Print the deployments; with ``--json`` as in ``/api/cluster``."""
-    daemon = client(options)
-    state = daemon.get("/api/cluster")
+    state = client(options).get("/api/cluster")
     if options.json:
         print_json(state["deployments"])
     elif options.quiet:
