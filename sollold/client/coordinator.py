@@ -46,7 +46,7 @@ class Coordinator:
         return self.look(self.id) if self.look is not None else self.state == "ready"
 
 
-def coordinators_in(cluster: dict[str, Any], look: Callable[[str], bool] | None = None) -> list[Coordinator]:
+def coordinators_in(cluster: dict[str, Any]) -> list[Coordinator]:
     """The coordinators in ``/api/cluster``, ready ones first.
 
     Raises:
@@ -55,7 +55,7 @@ def coordinators_in(cluster: dict[str, Any], look: Callable[[str], bool] | None 
     try:
         nodes = {node["node"]: node for node in cluster["nodes"]}
         found = [
-            _coordinator(deployment, nodes, look)
+            _coordinator(deployment, nodes)
             for deployment in cluster["deployments"]
             if deployment["backend"] == DISTRIBUTED
         ]
@@ -80,9 +80,7 @@ def coordinator_of(model: str, routing: Mapping[str, Any]) -> Coordinator | None
     return Coordinator("", name, url, "ready", head, tuple(backends), tuple(layers))
 
 
-def _coordinator(
-    deployment: dict[str, Any], nodes: dict[str, Any], look: Callable[[str], bool] | None
-) -> Coordinator:
+def _coordinator(deployment: dict[str, Any], nodes: dict[str, Any]) -> Coordinator:
     head = nodes.get(deployment["node"], {})
     parts = [part for part in deployment["placed"] if part["last"] > part["first"]]
     backends = []
@@ -118,7 +116,6 @@ def _coordinator(
         ),
         context=deployment["context"],
         tokens_per_second=deployment["speed"],
-        look=look,
     )
 
 

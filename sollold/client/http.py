@@ -72,9 +72,7 @@ class Client:
             self._owned = True
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._session is not None and self._owned:
             await self._session.close()
             self._session, self._owned = None, False

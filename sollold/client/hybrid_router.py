@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 from sollold.client.arguments import check_seconds
@@ -81,9 +80,7 @@ class HybridRouter(RouterPlacement, Generation):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __repr__(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
-from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 from sollold.client.arguments import check_count, check_seconds, texts_in
@@ -56,9 +55,7 @@ class OllamaPool(Generation):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __repr__(self) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 from sollold.client import hybrid_router, pool
@@ -36,16 +35,14 @@ class _Blocking:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         return self._nodes.asked_by(self)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and stop the daemon if a router started one."""
         run(self.asynchronous.close())
 
     @overload
@@ -186,10 +183,6 @@ class HybridRouter(_Blocking):
         if options.get("auto_setup_rpc"):
             _with_daemons.add(self)
 
-    def close(self) -> None:
-        """Close the connections, and stop the daemon if this router started one."""
-        run(self.asynchronous.close())
-
     @overload
     def route_request(
         self, model: str, messages: Messages, *, stream: Literal[True], **more: Unpack[ChatArguments]
@@ -248,7 +241,7 @@ class HybridRouter(_Blocking):
             ClientError: no daemon was reachable.
         """
         # A method rather than a local function, since it is pickled with a coordinator.
-        return [_with_look(c, self._is_ready) for c in run(self.asynchronous.refresh())]
+        return [replace(c, look=self._is_ready) for c in run(self.asynchronous.refresh())]
 
     def _is_ready(self, deployment: str) -> bool:
         """Whether the cluster has a ready coordinator with this id."""
@@ -280,10 +273,6 @@ class HybridRouter(_Blocking):
 
 # So that `help` shows the arguments, which both versions share.
 OllamaPool.__doc__, HybridRouter.__doc__ = pool.OllamaPool.__doc__, hybrid_router.HybridRouter.__doc__
-
-
-def _with_look(coordinator: Coordinator, look: Callable[[str], bool]) -> Coordinator:
-    return replace(coordinator, look=look)
 
 
 _with_daemons: weakref.WeakSet[HybridRouter] = weakref.WeakSet()

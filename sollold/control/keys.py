@@ -167,7 +167,7 @@ class Keys:
         self._unwritten = False
         self._writing = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._unsubscribe: Callable[[], None] | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
         self._task: asyncio.Task[None] | None = None
 
     def register(self, server: RpcServer) -> None:
@@ -184,8 +184,7 @@ class Keys:
 
     async def close(self) -> None:
         """Stop following the other nodes' keys."""
-        if self._unsubscribe is not None:
-            self._unsubscribe()
+        self._unsubscribe()
         await cancel_and_wait(self._task)
 
     @property

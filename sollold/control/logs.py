@@ -105,10 +105,7 @@ class LogService:
         name = name_of(self._view, node)
         order = LogRequest(deployment, lines)
         try:
-            if node == self._view.me.node:
-                answer = await self._on_logs(node, order)
-            else:
-                answer = await self._calls.call(node, "logs", order, EngineLogs, timeout=_CALL_SECONDS)
+            answer = await self._calls.call(node, "logs", order, EngineLogs, timeout=_CALL_SECONDS)
         except PeerError as error:
             return (NodeLog(deployment, name, "", "", str(error)),)
         return tuple(NodeLog(deployment, name, log.process, log.text) for log in answer.logs)

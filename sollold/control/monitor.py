@@ -166,9 +166,6 @@ class Monitor:
             log.debug("%s did not record the removal of a node: %s", name_of(self._view, node), error)
 
     async def _ask(self, record: Record, request: HistoryRequest) -> NodeHistory | None:
-        me = self._view.me
-        if record.node == me.node:
-            return self._read(request)
         try:
             return await self._calls.call(record.node, "history", request, NodeHistory, timeout=_CALL_SECONDS)
         except PeerError as error:
@@ -176,9 +173,6 @@ class Monitor:
             return None
 
     async def _on_history(self, caller: str, request: HistoryRequest) -> NodeHistory:
-        return self._read(request)
-
-    def _read(self, request: HistoryRequest) -> NodeHistory:
         self._catch_up()
         me = self._view.me
         return self.history.read(me.node, me.name, request)

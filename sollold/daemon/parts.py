@@ -204,7 +204,7 @@ class Parts:
     def _build_serving(self) -> None:
         """Build the request path, and the cluster-wide commands."""
         settings, view, calls = self.settings, self.node, self.calls
-        engines = self.engines = Engines(self.agent.deployments, self.ollama)
+        engines = Engines(self.agent.deployments, self.ollama)
         self.counters = Counters()
         self.endpoints = EndpointServer(view, engines, settings.serving, self.peers, counters=self.counters)
         router = Router(self.identity.node, settings.ollama.strategy)

@@ -79,7 +79,7 @@ def evictable(snapshot: ClusterSnapshot, excluded: set[str]) -> tuple[list[Locat
         if not reason:
             idle.append((record, endpoint))
             continue
-        busy.append(Busy(endpoint.id, endpoint.model, snapshot.held(record, endpoint), reason))
+        busy.append(Busy(endpoint.model, snapshot.held(record, endpoint), reason))
     # First those that are ending anyway, then the longest idle, in steps of a minute; among equals the
     # smallest, which reload fastest.
     idle.sort(

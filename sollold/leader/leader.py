@@ -85,7 +85,6 @@ class Leader:
         self._settings = settings
         self._view = view
         self._calls = calls
-        self._library = library
         self._clock = clock
         self._observations = Observations(settings.serving.drain_limit)
         self._snapshots = SnapshotMaker(
@@ -107,7 +106,7 @@ class Leader:
             view, library, self._observations, self._pinned, self._pending, self._applier, clock
         )
         self._watch: asyncio.Task[None] | None = None
-        self._unsubscribe: Callable[[], None] | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
         self._changed = asyncio.Event()
         self._reloads: dict[str, tuple[float, float]] = {}
         """For each deployment to reload: since when, and when last, a request waited for that."""
@@ -130,12 +129,10 @@ class Leader:
 
     async def close(self) -> None:
         """Cancel placements under way; their reservations expire by themselves."""
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
-        jobs: list[asyncio.Task[Any]] = [*self._pending.tasks(), *([self._watch] if self._watch else [])]
+        self._unsubscribe()
+        self._unsubscribe = lambda: None
+        await cancel_and_wait(*self._pending.tasks(), self._watch)
         self._watch = None
-        await cancel_and_wait(*jobs)
 
     async def preview(self, ask: Ensure, remote: tuple[Model, Shape] | None = None) -> PlanPreview:
         """Preview what `ensure` would do. Any node can do this, since all know the records.

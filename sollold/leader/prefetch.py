@@ -17,12 +17,11 @@ ANSWERED = 2000
 
 @dataclass(frozen=True, slots=True)
 class PlacementWithoutFile:
-    """A placement whose head does not have the file yet; ``seconds``: estimated time of the copy."""
+    """A placement whose head does not have the file yet."""
 
     choice: PlacementChoice
     fleet: Fleet
     candidate: Candidate
-    seconds: float
 
 
 def place_with_fetch(
@@ -55,7 +54,7 @@ def place_with_fetch(
         links = links_between(fleet.machines, candidate.head)
         seconds = size / max(links.get(node, Link()).bandwidth for node in holding)
         if seconds <= limit and (now is None or _pays(candidate, seconds, now)):
-            return PlacementWithoutFile(choice, fleet, candidate, seconds)
+            return PlacementWithoutFile(choice, fleet, candidate)
     return None
 
 

@@ -59,7 +59,7 @@ class SpeedCalibration:
         self._seen: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._unsubscribe: Callable[[], None] | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
         self._saved: tuple[Factor, ...] = ()
         self._drafts_path = path.with_name("drafts.json")
         self._acceptance = AcceptanceHistory()
@@ -78,9 +78,7 @@ class SpeedCalibration:
 
     async def close(self) -> None:
         """Stop watching and store the measurements."""
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
+        self._unsubscribe()
         await cancel_and_wait(self._task)
         await self._save()
 

@@ -63,8 +63,7 @@ class Candidate:
     @property
     def nodes(self) -> tuple[str, ...]:
         """The head, then the nodes with workers, in layer order."""
-        found = dict.fromkeys([self.head.node, *(share.node for share in self.shares)])
-        return tuple(found)
+        return tuple(dict.fromkeys([self.head.node, *(share.node for share in self.shares)]))
 
     @property
     def alone(self) -> bool:

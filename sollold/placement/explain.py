@@ -32,7 +32,6 @@ _Q8_BLOCK = by_name("q8_0").block
 class Busy:
     """A deployment that may not be evicted now; ``bytes``: what it holds, by (node, device)."""
 
-    deployment: str
     model: str
     bytes: Mapping[tuple[str, str], int]
     reason: str

@@ -109,11 +109,6 @@ class Machine:
         """The processor, if offered."""
         return next((capacity for capacity in self.devices if capacity.kind is Kind.CPU), None)
 
-    @property
-    def gpus(self) -> tuple[DeviceCapacity, ...]:
-        """The machine's GPUs."""
-        return tuple(capacity for capacity in self.devices if capacity.kind is Kind.GPU)
-
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
@@ -134,6 +129,11 @@ class Fleet:
     def machine(self, node: str) -> Machine | None:
         """Return the machine of that node id, if any."""
         return next((machine for machine in self.machines if machine.node == node), None)
+
+    def device(self, node: str, device: str) -> DeviceCapacity | None:
+        """Return a device of one of the machines, if it is there."""
+        machine = self.machine(node)
+        return machine.device_named(device) if machine is not None else None
 
     def name(self, node: str) -> str:
         """Return a node's host name, for display; the node id when unknown."""

@@ -221,6 +221,5 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _capacity_of(fleet: Fleet, node: str, device: str) -> DeviceCapacity:
-    machine = fleet.machine(node)
-    capacity = machine.device_named(device) if machine is not None else None
-    return capacity or DeviceCapacity(node, device, Kind.CPU if device == PROCESSOR else Kind.GPU, 0)
+    kind = Kind.CPU if device == PROCESSOR else Kind.GPU
+    return fleet.device(node, device) or DeviceCapacity(node, device, kind, 0)

@@ -379,7 +379,6 @@ def reevaluated(
 
 
 def _capacity(fleet: Fleet, node: str, device: str) -> DeviceCapacity:
-    machine = fleet.machine(node)
-    capacity = machine.device_named(device) if machine is not None else None
+    capacity = fleet.device(node, device)
     assert capacity is not None, "a placement is on devices of its fleet"
     return capacity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,7 +146,8 @@ def test_a_coordinator_lists_the_placement_of_its_layers() -> None:
         asked.append(id)
         return False
 
-    (coordinator,) = coordinators_in(cluster, look)
+    (found,) = coordinators_in(cluster)
+    coordinator = replace(found, look=look)
     assert (
         coordinator.base_url == "http://10.0.0.1:11435" and not coordinator.is_running() and asked == ["d1"]
     )

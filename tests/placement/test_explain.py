@@ -96,7 +96,7 @@ def test_no_quantization_is_named_if_none_is_small_enough() -> None:
 
 def test_remedies_are_ordered_by_their_cost() -> None:
     cluster = fleet(machine(cpu("a", 1600 * MIB), holds=True), machine(cpu("b", 100 * MIB)))
-    busy = Busy("x-1", "other:latest", {("a", "CPU"): 2 * GIB}, "it has 1 request")
+    busy = Busy("other:latest", {("a", "CPU"): 2 * GIB}, "it has 1 request")
     request = replace(REQUEST, context=50_000)
     remedies = shortfall_of(request, cluster, busy).remedies
     kinds = ("a context of", "a KV cache", "other:latest releasing its 2.00 GiB", "a smaller", "another")
@@ -125,7 +125,7 @@ def test_absent_machines_are_named_together_if_none_suffices_alone() -> None:
 def test_two_busy_models_are_named_if_one_is_not_enough() -> None:
     cluster = fleet(machine(cpu("a", 300 * MIB), holds=True))
     held = {("a", "CPU"): 400 * MIB}
-    two = (Busy("x-1", "one", held, "it has 1 request"), Busy("x-2", "two", held, "it has 1 request"))
+    two = (Busy("one", held, "it has 1 request"), Busy("two", held, "it has 1 request"))
     remedies = shortfall_of(replace(REQUEST, type_k="q8_0", type_v="q8_0"), cluster, *two).remedies
     assert remedies[0] == "one and two releasing their 800 MiB (it has 1 request)"
 
@@ -149,7 +149,7 @@ def test_released_shared_memory_counts_for_all_devices_that_share_it() -> None:
     held = {("a", "CUDA0"): 2 * GIB}
     request = replace(REQUEST, type_k="q8_0", type_v="q8_0")
     remedies = shortfall_of(
-        request, fleet(shared_memory), Busy("x-1", "other:latest", held, "it has 1 request")
+        request, fleet(shared_memory), Busy("other:latest", held, "it has 1 request")
     ).remedies
     assert remedies[0] == "other:latest releasing its 2.00 GiB (it has 1 request)"
 

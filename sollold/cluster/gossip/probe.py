@@ -138,7 +138,7 @@ class Prober:
         relays = self._membership.sample(self._tuning.indirect_probes, without=probe.node)
         probe.relays = tuple(relay.node for relay in relays)
         probe.silent = set(probe.relays)
-        ask = encode(PingReq(sequence, member.node, _hints(member)))
+        ask = encode(PingReq(sequence, member.node, member.everywhere()[:4]))
         for relay in relays:
             address = relay.address()
             if address is not None:
@@ -284,7 +284,3 @@ class Prober:
         sequence = self._probed.get(node)
         if sequence is not None:
             self._close(sequence)
-
-
-def _hints(member: Member) -> Addresses:
-    return member.everywhere()[:4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -33,8 +34,6 @@ class Datagrams:
         self._heard = heard
         self._socket: socket.socket | None = None
         self._ipv6 = False
-        self.unsent = 0
-        """Number of datagrams that the system did not accept: no route, or its buffer was full."""
 
     def start(self, host: str, port: int) -> None:
         """Start to listen.
@@ -55,17 +54,15 @@ class Datagrams:
             self._socket = None
 
     def send(self, address: Address, data: bytes) -> None:
-        """Seal and send ``data``; errors are only counted, like loss on the network."""
+        """Seal and send ``data``. If the system does not accept it, it is lost, as on the network."""
         if self._socket is None:
             return
-        try:
+        with contextlib.suppress(OSError, ValueError, OverflowError):
             host, port = address
             if self._ipv6 and ":" not in host:
                 host = f"::ffff:{host}"
             _, target = socket_address((host, port))
             self._socket.sendto(self._sealer.seal(data), target)
-        except (OSError, ValueError, OverflowError):
-            self.unsent += 1
 
     def _readable(self) -> None:
         for _ in range(_MAX_BURST):

@@ -277,9 +277,7 @@ def _read_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, i
     return socket.AF_INET6, (str(found[0]), int(found[1]), int(found[2]), int(found[3]))  # type: ignore[misc]
 
 
-@lru_cache(maxsize=4096)
-def _cached_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int, int, int]]:
-    return _read_ipv6(host, port)
+_cached_ipv6 = lru_cache(maxsize=4096)(_read_ipv6)
 
 
 def keep_watch(transport: asyncio.BaseTransport, *, seconds: int = 8, always: bool = False) -> None:

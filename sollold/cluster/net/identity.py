@@ -169,7 +169,8 @@ class Identity:
         """Switch to ``tokens``; existing contexts keep the former ones."""
         self.tokens = tokens
         certificate = _leaf(self.key, *_authority(tokens.accepted[0]))
-        self._chain = MemoryFile(certificate.public_bytes(Encoding.PEM) + _pem(self.key.private))
+        key = self.key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        self._chain = MemoryFile(certificate.public_bytes(Encoding.PEM) + key)
         self._trusted = "".join(
             _authority(token)[0].public_bytes(Encoding.PEM).decode() for token in tokens.accepted
         )
@@ -284,10 +285,6 @@ def usage(*, signs_certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def _pem(key: Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 class MemoryFile:

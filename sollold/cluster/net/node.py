@@ -207,11 +207,6 @@ class ClusterNode:
         return self._gossip.known.me if self._gossip is not None else self._first_record
 
     @property
-    def boot(self) -> int:
-        """This process' boot number, new with every start."""
-        return self._boot
-
-    @property
     def port(self) -> int:
         """The port for nodes; 0 before the start."""
         return self._port
@@ -278,7 +273,6 @@ class ClusterNode:
             gossip.health if gossip is not None else 0,
             gossip.rejected if gossip is not None else 0,
             {str(reason): count for reason, count in self._sealer.refused.items()},
-            self._datagrams.unsent,
             tuple(sorted(record.name for record in self.live() if record.node in self._finder.unheard)),
             self._cloned,
             gossip.refused if gossip is not None else {},

@@ -19,7 +19,6 @@ class ClusterStatus:
         health: 0 good, up to 7: this node is slow or badly connected.
         rejected: number of packets, push-pull bodies and records that could not be decoded.
         refused: datagrams dropped undecrypted, by reason (`sollold.cluster.net.packet_seal.DropReason`).
-        unsent: number of datagrams the system did not accept.
         unheard: names of live nodes on this node's own networks that mDNS, although it works, has never seen.
         cloned: another machine with our node id was noticed since the start.
         doubles: node ids currently used by two machines.
@@ -34,7 +33,6 @@ class ClusterStatus:
     health: int
     rejected: int
     refused: dict[str, int]
-    unsent: int
     unheard: tuple[str, ...]
     cloned: bool
     disbelieved: dict[str, int] = field(default_factory=dict)

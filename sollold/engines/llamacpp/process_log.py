@@ -8,7 +8,6 @@ import os
 from collections.abc import Collection
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 from sollold.settings.schema import MIB
 
@@ -38,12 +37,7 @@ class ProcessLog:
     def __enter__(self) -> ProcessLog:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def write(self, data: bytes) -> None:

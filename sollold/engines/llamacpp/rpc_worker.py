@@ -45,12 +45,9 @@ class _Accepted:
 class Worker:
     """A running worker. Create it with `Worker.start`."""
 
-    def __init__(
-        self, process: Process, port: int, ports: Ports, devices: tuple[str, ...], accepted: _Accepted
-    ) -> None:
+    def __init__(self, process: Process, port: int, ports: Ports, accepted: _Accepted) -> None:
         self.process = process
         self.port = port
-        self.devices = devices
         self._ports = ports
         self._accepted = accepted
         self._own_connections = 0
@@ -97,7 +94,7 @@ class Worker:
             except BaseException:
                 ports.give_back(port)
                 raise
-            worker = cls(process, port, ports, tuple(devices), accepted)
+            worker = cls(process, port, ports, accepted)
             try:
                 await worker._wait_until_listening()
             except WorkerFailed:

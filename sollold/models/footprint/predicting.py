@@ -15,7 +15,7 @@ from sollold.models.footprint.block_graph import add_block
 from sollold.models.footprint.compute_buffer import batch_of
 from sollold.models.footprint.device_boundary import ALIGNED
 from sollold.models.footprint.graph_allocator import Graph
-from sollold.models.footprint.inputs import Inputs, inputs
+from sollold.models.footprint.inputs import inputs
 from sollold.models.footprint.run_options import Cells, Run
 from sollold.models.footprint.shape import Layer, Predicting, Shape
 
@@ -90,7 +90,7 @@ class SecondContext:
             large=large,
             after=after,
             passed=passed,
-            host=_host_inputs(needs, hidden, cells.tokens),
+            host=hidden + 4 * cells.tokens + needs.always + needs.full + needs.indices,
             looked_up=hidden * (not predicting.embeds),
             results=(shape.n_vocab + shape.n_embd) * run.slots * FLOAT
             + _ROWS * shape.n_embd * run.batch * FLOAT
@@ -154,7 +154,3 @@ class _Graphs:
         fed = block.ff * tokens * FLOAT
         wide = (2 + block.gated) * fed + 2 * hidden + (self.mask if not piped and self.mask < fed else 0)
         return max(graph.peak(), wide)
-
-
-def _host_inputs(needs: Inputs, hidden: int, tokens: int) -> int:
-    return hidden + 4 * tokens + needs.always + needs.full + needs.indices

@@ -44,7 +44,7 @@ class Reader:
 
     def _model(self, found: FoundModel, used: set[str]) -> Model | None:
         """Return the model that a store listed; None if it is an adapter or a projector."""
-        if bad := [path for path in (*found.files, found.projector, *found.adapters) if not _is_utf8(path)]:
+        if bad := [path for path in (*found.files, found.projector, *found.adapters) if shown(path) != path]:
             reason = (
                 f"The path {shown(bad[0])} is not valid UTF-8, so it can't be sent to other nodes: rename it."
             )
@@ -139,10 +139,6 @@ class Reader:
 def shown(path: str) -> str:
     """Return a path, or text containing one, in displayable form: bytes that are not UTF-8 are replaced."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _is_utf8(path: str) -> bool:
-    return shown(path) == path
 
 
 def _without_facts(found: FoundModel) -> Model:

@@ -90,7 +90,7 @@ async def _receive(
     # The node that verified the parts of an earlier attempt goes first.
     nodes = sorted(job.verifiers, key=lambda node: node != partial.measure) or [""]
     for remaining, node in enumerate(nodes, 1 - len(nodes)):
-        verifier = _verifier(job, partial, calls, node, threads)
+        verifier = PartCheck(calls, node, job.verifiers[node], job.key, partial, threads) if node else None
         downloader = _downloader(job, partial, verifier, pace, threads, say)
         _report(job, downloader, say)
         try:
@@ -103,12 +103,6 @@ async def _receive(
                 raise
             log.info("%s; another node is asked", error)
     _report(job, downloader, say)
-
-
-def _verifier(
-    job: Download, partial: PartialFile, calls: RpcClient, node: str, threads: Executor
-) -> PartCheck | None:
-    return PartCheck(calls, node, job.verifiers[node], job.key, partial, threads) if node else None
 
 
 def _downloader(
