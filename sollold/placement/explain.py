@@ -52,6 +52,7 @@ class Shortfall:
     Attributes:
         needed: weights, state and buffers over all devices, at the smallest context that would be given.
         there: room on the machines that may take part together.
+        buffers: compute buffers and processes, and room that is in pieces too small for a layer.
         missing: ``needed - there``; 0 when the total suffices, but the parts fit no devices.
         remedies: what would help, the cheapest first, as phrases.
         message: everything in words, for the caller.
@@ -88,11 +89,15 @@ def explain(
     room = sum(machine.room for machine in usable(request, fleet, alone))
     missing = max(0, needed - room)
 
+    # Bytes of the room that are of no use, since they are in pieces too small for a layer.
+    pieces = 0
+
     def fits_on(trial: Fleet) -> bool:
         return choose(request, trial, footprint_of, correction).candidate is not None
 
     if missing and alone and (exact := missing_on(alone, fleet, missing, weights + needed, fits_on)):
-        missing, needed = exact, room + exact
+        missing, needed, estimate = exact, room + exact, needed
+        pieces = max(0, needed - estimate)
         weights = min(weights, needed - state)
         buffers = needed - weights - state
     remedies = tuple(_remedies(request, fleet, footprint_of, footprint, busy, correction, missing, away))
@@ -102,7 +107,8 @@ def explain(
     setting = f"with {min_context} tokens of context for one request at a time"
     parts = [
         f"{request.model} does not fit. It needs {bytes_text(needed)} {setting} "
-        f"(weights {bytes_text(weights)}, context {bytes_text(state)}, buffers {bytes_text(buffers)}).",
+        f"(weights {bytes_text(weights)}, context {bytes_text(state)}, buffers {bytes_text(buffers - pieces)}"
+        + (f", room too small for a layer {bytes_text(pieces)})." if pieces > LEAST_HELD_BACK else ")."),
         _available(fleet, request, room),
     ]
     if missing:

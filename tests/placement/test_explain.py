@@ -196,6 +196,16 @@ def test_the_missing_memory_is_what_would_suffice_and_no_more(kind: str, lacking
     assert shortfall.needed == shortfall.weights + shortfall.state + shortfall.buffers
 
 
+def test_room_in_pieces_too_small_for_a_layer_is_named() -> None:
+    model = shape(16, 200 * MIB, 100 * MIB)
+    small = (machine(cpu(f"n{number}", 150 * MIB)) for number in range(8))
+    cluster = fleet(machine(cpu("a", 2 * GIB), holds=True), *small)
+    shortfall = shortfall_of(REQUEST, cluster, footprints=footprint_with(model))
+    assert parse_bytes(number(r"room too small for a layer ([\d.]+ \w+)\)", shortfall.message)) > 512 * MIB
+    grown = fleet(machine(cpu("a", 2 * GIB + shortfall.missing), holds=True), *cluster.machines[1:])
+    assert choose(REQUEST, grown, footprint_with(model)).candidate is not None
+
+
 def test_a_limit_on_the_number_of_machines_is_named() -> None:
     cluster = fleet(*(machine(cpu(node, 400 * MIB), holds=node == "a") for node in "abc"))
     request = replace(REQUEST, workers=1)
