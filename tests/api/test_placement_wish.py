@@ -95,13 +95,15 @@ async def test_placement_applies_to_embeddings_and_tokens(
     services = parts(service, cluster=cluster)
     url = await serve(services)
     placement = {"file": "/models/x.gguf", "external": ["10.0.0.9:50052"]}
-    async with http.post(url + path, json={"model": "x", "placement": placement, **body}) as answer:
+    fields = {"model": "x", "placement": placement, "num_ctx": 2048, **body}
+    async with http.post(url + path, json=fields) as answer:
         assert answer.status == 200, await answer.text()
         assert "X-Sollold-Warning" not in answer.headers
     library: Any = services.library
     assert library.files == ["/models/x.gguf"]
     assert cluster.asked[0] == ("external", ("10.0.0.9:50052",))
     assert service.asks[0].placement == PlacementWish(external=("10.0.0.9:50052",))
+    assert service.asks[0].context == 2048
 
 
 async def test_a_file_is_refused_from_another_machine(serve: Serve, http: ClientSession) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.number_ranges import Limit, Share, Small, Temperature
-from sollold.api.engine.placement import PlacedFields
+from sollold.api.engine.placement import V1Fields
 
 
 class Thinking(msgspec.Struct):
@@ -38,7 +38,7 @@ class Turn(msgspec.Struct):
     content: str | list[dict[str, Any]] | None = None
 
 
-class Tokens(PlacedFields, kw_only=True):
+class Tokens(V1Fields, kw_only=True):
     """``POST /v1/messages/count_tokens``."""
 
     messages: list[Turn] | None = None
@@ -60,4 +60,3 @@ class Messages(Tokens, kw_only=True):
     top_k: Small | None = None
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None
-    num_ctx: Small | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
 from sollold.api.engine.calls import build_ask, chat_calls
-from sollold.api.engine.placement import PlacementBody
+from sollold.api.engine.placement import V1Fields
 from sollold.api.engine.prepare import Prepared
 from sollold.api.http.caller import Caller
 from sollold.api.http.off_loop import off_loop
@@ -15,19 +15,10 @@ from sollold.models.listing import Listed
 from sollold.serving.request import Ask, Call
 
 
-class ChatFields(Protocol):
-    """sollold's own fields in such a request."""
-
-    model: str
-    keep_alive: float | str | None
-    num_ctx: int | None
-    placement: PlacementBody | None
-
-
 async def chat_ask(
     request: web.Request,
     body: dict[str, Any],
-    parsed: ChatFields,
+    parsed: V1Fields,
     listed: Listed,
     engine: dict[str, Any],
     native: Call,

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.engine.fields import CallerFields, require_model
+from sollold.api.engine.number_ranges import Small
 from sollold.api.http.access import client_of, require
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
@@ -61,6 +62,12 @@ class PlacedFields(CallerFields, kw_only=True):
 
     model: str = ""
     placement: PlacementBody | None = None
+
+
+class V1Fields(PlacedFields, kw_only=True):
+    """`PlacedFields`, with the context to load the model with, for which ``/v1`` has no options."""
+
+    num_ctx: Small | None = None
 
 
 async def prepare_placement(

@@ -11,19 +11,18 @@ import msgspec
 from sollold.api.engine.calls import engine_body
 from sollold.api.engine.embeddings import check_count, shortened
 from sollold.api.engine.ignored_fields import OF_THE_CALLER, context_note, ignored_fields, without_effect
-from sollold.api.engine.number_ranges import Dimensions, Small
-from sollold.api.engine.placement import PlacedFields
+from sollold.api.engine.number_ranges import Dimensions
+from sollold.api.engine.placement import V1Fields
 from sollold.api.openai.request import check_tokens
 from sollold.errors import Fault, Refusal, bad_request
 
 
-class EmbeddingAsk(PlacedFields, kw_only=True):
+class EmbeddingAsk(V1Fields, kw_only=True):
     """``POST /v1/embeddings``."""
 
     input: str | list[Any] | None = None
     encoding_format: str | None = None
     dimensions: Dimensions | None = None
-    num_ctx: Small | None = None
 
 
 _FIELDS = frozenset({*EmbeddingAsk.__struct_fields__, *OF_THE_CALLER, "embd_normalize"})

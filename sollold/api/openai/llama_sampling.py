@@ -14,11 +14,11 @@ from sollold.api.engine.number_ranges import (
     Small,
     Whole,
 )
-from sollold.api.engine.placement import PlacedFields
+from sollold.api.engine.placement import V1Fields
 
 
-class LlamaSampling(PlacedFields, kw_only=True):
-    """Parsed only to check their types, and passed on, except `PlacedFields`.
+class LlamaSampling(V1Fields, kw_only=True):
+    """Parsed only to check their types, and passed on, except `V1Fields`.
 
     ``repetition_penalty``: vLLM's name for ``repeat_penalty``.
     """

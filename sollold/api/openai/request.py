@@ -22,7 +22,7 @@ from sollold.api.engine.number_ranges import (
     TopLogprobs,
     Whole,
 )
-from sollold.api.engine.placement import PlacedFields
+from sollold.api.engine.placement import V1Fields
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.tools import chosen_tools, require_tools, unknown_tools_message
 from sollold.api.openai.chat_message import chat_message
@@ -52,7 +52,6 @@ class Sampling(LlamaSampling, kw_only=True):
     stop: str | list[str] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    num_ctx: Small | None = None
 
     @property
     def counted(self) -> bool:
@@ -101,7 +100,7 @@ class Completion(Sampling, kw_only=True):
     logprobs: Count | None = None
 
 
-class Tokenize(PlacedFields, kw_only=True):
+class Tokenize(V1Fields, kw_only=True):
     """``POST /tokenize``."""
 
     content: str | list[Any] | None = None
@@ -110,7 +109,7 @@ class Tokenize(PlacedFields, kw_only=True):
     with_pieces: bool | None = None
 
 
-class Detokenize(PlacedFields, kw_only=True):
+class Detokenize(V1Fields, kw_only=True):
     """``POST /detokenize``."""
 
     tokens: list[int] | None = None
@@ -126,7 +125,7 @@ class Infill(LlamaSampling, kw_only=True):
     stream: bool | None = None
 
 
-class ApplyTemplate(PlacedFields, kw_only=True):
+class ApplyTemplate(V1Fields, kw_only=True):
     """``POST /apply-template``."""
 
     messages: list[dict[str, Any]] | None = None

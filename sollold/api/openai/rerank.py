@@ -6,11 +6,11 @@ from typing import Any
 
 from sollold.api.engine.chunks import edit_each
 from sollold.api.engine.number_ranges import Count
-from sollold.api.engine.placement import PlacedFields
+from sollold.api.engine.placement import V1Fields
 from sollold.errors import bad_request
 
 
-class Rerank(PlacedFields, kw_only=True):
+class Rerank(V1Fields, kw_only=True):
     """``POST /v1/rerank``."""
 
     query: str | dict[str, Any] | None = None

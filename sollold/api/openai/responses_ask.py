@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sollold.api.engine.number_ranges import Limit, Share, Small, Temperature, TopLogprobs
-from sollold.api.engine.placement import PlacedFields
+from sollold.api.engine.number_ranges import Limit, Share, Temperature, TopLogprobs
+from sollold.api.engine.placement import V1Fields
 
 
-class ResponseAsk(PlacedFields, kw_only=True):
+class ResponseAsk(V1Fields, kw_only=True):
     """``POST /v1/responses``."""
 
     input: str | list[dict[str, Any]] | None = None
@@ -31,7 +31,6 @@ class ResponseAsk(PlacedFields, kw_only=True):
     truncation: str | None = None
     store: bool | None = None
     metadata: dict[str, Any] | None = None
-    num_ctx: Small | None = None
 
     @property
     def alternatives(self) -> int | None:

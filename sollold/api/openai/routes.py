@@ -22,7 +22,7 @@ from sollold.api.engine.continue_message import AnswerPrefix
 from sollold.api.engine.encoders import PassThroughEncoder
 from sollold.api.engine.fields import refuse_reranker, require_capability, require_completion, require_model
 from sollold.api.engine.left_out import left_out_warnings
-from sollold.api.engine.placement import PlacedFields, prepare_placement
+from sollold.api.engine.placement import V1Fields, prepare_placement
 from sollold.api.engine.prepare import Prepared, normalize_chat, prepare_format
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.body import as_type, read_object
@@ -109,7 +109,7 @@ class OpenAiRoutes:
             ask("POST", "/apply-template", self._apply_template, "Apply a chat template", ApplyTemplate),
         ]
 
-    async def _find(self, request: web.Request, ask: PlacedFields) -> Listed:
+    async def _find(self, request: web.Request, ask: V1Fields) -> Listed:
         """Return the model in the file that ``placement`` names, else the named one; without a name the
         loaded one, if exactly one is loaded.
 
@@ -128,13 +128,12 @@ class OpenAiRoutes:
         self,
         request: web.Request,
         body: dict[str, Any],
-        parsed: PlacedFields,
+        parsed: V1Fields,
         listed: Listed,
         calls: Callable[[], tuple[dict[Engine, Call], Prepared]],
         encoder: Callable[[AnswerPrefix], Encoder],
         *,
         stream: bool = False,
-        context: int | None = None,
         embedding: bool = False,
         prefix: str = "",
         warnings: tuple[str, ...] = (),
@@ -152,7 +151,7 @@ class OpenAiRoutes:
                 built,
                 stream=stream,
                 keep_alive=parsed.keep_alive,
-                context=context,
+                context=parsed.num_ctx,
                 embedding=embedding,
                 prefix=prefix,
                 placement=parsed.placement,
@@ -215,7 +214,6 @@ class OpenAiRoutes:
             partial(chat_calls, listed.model, llama=llama, ollama=call),
             encoder,
             stream=bool(chat.stream),
-            context=chat.num_ctx,
             prefix=prefix_of(body.get("messages")),
             warnings=notes,
             gathers=gathers,
@@ -264,7 +262,6 @@ class OpenAiRoutes:
             calls,
             encoder,
             stream=bool(ask.stream),
-            context=ask.num_ctx,
             prefix=prefix_of(ask.prompt),
             warnings=ignored,
             gathers=gathers,
@@ -292,7 +289,6 @@ class OpenAiRoutes:
             listed,
             lambda: (calls, Prepared()),
             lambda _: PassThroughEncoder(change),
-            context=ask.num_ctx,
             embedding=True,
             warnings=embedding_warnings(body),
         )
@@ -372,7 +368,7 @@ class OpenAiRoutes:
         body: dict[str, Any],
         listed: Listed,
         path: str,
-        parsed: PlacedFields,
+        parsed: V1Fields,
         *,
         stream: bool = False,
         embedding: bool = False,
