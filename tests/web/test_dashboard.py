@@ -67,7 +67,7 @@ async def drop_network_errors(page: Page) -> None:
 
 
 async def test_the_cluster_view_shows_machines_and_models(page: Page, show: Show) -> None:
-    _, url = await show()
+    given, url = await show()
     await page.open(url)
     await page.until("document.querySelectorAll('.machine').length === 5")
     assert await page.run(CARDS) == ["anna", "bert", "cleo", "dora", "emil"]
@@ -81,6 +81,10 @@ async def test_the_cluster_view_shows_machines_and_models(page: Page, show: Show
     assert await page.run("document.querySelector('#headline').textContent") == (
         "5 nodes · leader anna · seen from anna"
     )
+    assert "unloads after 5 min without" in await page.run("document.querySelector('.run').innerText")
+    idle = replace(LLAMA, active=0, waiting=0, expires=90.0)
+    cluster_of(given).change(replace(machines()[0], endpoints=(idle,)), *machines()[1:])
+    await page.until("document.querySelector('.run').innerText.includes('unloads in 1 min 30 s without')")
 
 
 async def test_failures_and_drains_appear_within_two_seconds(page: Page, show: Show) -> None:

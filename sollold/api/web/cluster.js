@@ -199,7 +199,7 @@ export function runningWords(one) {
   if (one.speed) words.push(`${number(one.speed)} tokens/s`);
   if (one.speculation) words.push(draftWords(one.speculation));
   if (one.state === "ready" && (one.pinned || one.expires < 0)) words.push("stays loaded");
-  else if (one.state === "ready" && one.expires > 0) words.push(`unloads after ${duration(one.expires)} without requests`);
+  else if (one.state === "ready" && one.expires > 0) words.push(`unloads ${one.active ? "after" : "in"} ${duration(one.expires)} without requests`);
   return words.join(" · ");
 }
 
