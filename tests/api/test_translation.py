@@ -45,7 +45,7 @@ from sollold.api.openai.responses_request import response_body, response_warning
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 from sollold.priority import NAMES, ROLES
-from sollold.serving.request import longest_input
+from sollold.serving.request import Engine, longest_input
 from sollold.settings.schema import HttpSettings
 from tests.api.api_parts import chunk, model, routing, usage_chunk
 
@@ -598,6 +598,16 @@ def test_the_first_anthropic_event_has_the_prompt_tokens() -> None:
     assert first["type"] == "message_start"
     usage = first["message"]["usage"]
     assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (7, 5)
+
+
+def test_the_first_anthropic_event_of_an_ollama_has_an_estimate_of_the_prompt_tokens() -> None:
+    events = MessageEvents("demo", estimate=lambda: 9)
+    events.start(routing(Engine.OLLAMA))
+    (first, *_) = events.feed(msgspec.json.encode(chunk("Hi")))
+    assert first["message"]["usage"]["input_tokens"] == 9
+    counts = {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
+    events.feed(msgspec.json.encode({"choices": [], "usage": counts}))
+    assert events.last_events()[-2]["usage"]["input_tokens"] == 7
 
 
 @pytest.mark.parametrize(("top_logprobs", "shown"), [(None, 0), (0, 0), (2, 2)])

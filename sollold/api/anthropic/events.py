@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from sollold.api.engine.sealed_thought import sealed
 from sollold.api.engine.stop_sequences import StopSequences
 from sollold.api.http.errors import Dialect, refusal_object
 from sollold.errors import Refusal
-from sollold.serving.request import Routing
+from sollold.serving.request import Engine, Routing
 
 
 class MessageEvents(EventTranslator):
@@ -27,9 +27,13 @@ class MessageEvents(EventTranslator):
         *,
         omit_thinking: bool = False,
         request: str = "",
+        estimate: Callable[[], int] = lambda: 0,
     ) -> None:
-        """``request``: the request's id, for errors."""
+        """``request``: the request's id, for errors; ``estimate`` returns the estimated length of the prompt
+        in tokens, for an Ollama, which reports it only at the end."""
         super().__init__()
+        self._estimate = estimate
+        self._estimated = 0
         self._request = request
         self._omits = omit_thinking
         self._id = "msg_" + secrets.token_hex(12)
@@ -48,6 +52,8 @@ class MessageEvents(EventTranslator):
 
     def start(self, routing: Routing) -> list[Event]:
         """Return no events: ``message_start`` needs the prompt's length, which comes with the first chunk."""
+        if routing.engine is Engine.OLLAMA:
+            self._estimated = self._estimate()
         return []
 
     def keep_alive(self) -> list[Event]:
@@ -70,7 +76,7 @@ class MessageEvents(EventTranslator):
 
     def _usage(self) -> dict[str, int]:
         timings, usage = self._account.timings, self._account.usage
-        prompt = usage.prompt_tokens or timings.prompt_n + timings.cache_n
+        prompt = usage.prompt_tokens or timings.prompt_n + timings.cache_n or self._estimated
         return {
             "input_tokens": max(0, prompt - timings.cache_n),
             "cache_creation_input_tokens": 0,

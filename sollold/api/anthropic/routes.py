@@ -74,7 +74,13 @@ class AnthropicRoutes:
         def encoder() -> EventEncoder:
             omits = parsed.thinking is not None and parsed.thinking.omitted
             id = exchange_of(request).id
-            events = MessageEvents(parsed.model, parsed.stop_sequences or (), omit_thinking=omits, request=id)
+            events = MessageEvents(
+                parsed.model,
+                parsed.stop_sequences or (),
+                omit_thinking=omits,
+                request=id,
+                estimate=lambda: len(msgspec.json.encode(native)) // _BYTES_PER_TOKEN,
+            )
             return EventEncoder(events, Dialect.ANTHROPIC)
 
         gather = None if parsed.stream else encoder
@@ -104,4 +110,6 @@ class AnthropicRoutes:
         return await Reply(request, self._context, ask, encoder, warnings=warnings).run()
 
 
+_BYTES_PER_TOKEN = 4
+"""Estimate; Ollama's own."""
 _LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens")
