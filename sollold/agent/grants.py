@@ -16,7 +16,7 @@ from sollold.agent.ledger import Action, KillWorker, Ledger
 from sollold.agent.memory_monitor import MEASURE_SECONDS, NO_MEASURE, MemoryMonitor
 from sollold.agent.own_workers import OwnWorkers
 from sollold.agent.term_file import TermFile
-from sollold.cluster.gossip.term import TERM_STEP, Term
+from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.engines.commands import Commit, Done, FillCache, Lost, Release, Renew, Reserve, Reserved
@@ -203,7 +203,7 @@ class GrantManager:
 
     async def reserve(self, caller: str, request: Reserve) -> Reserved:
         """Peer method ``reserve``: reserve memory for a deployment, by what the devices have free now."""
-        if refusal := self._unauthorized(caller, request.term):
+        if refusal := self.ledger.unauthorized(caller, request.term, self._leader()):
             return Reserved(False, refusal)
         if not await self.memory.refresh():
             return Reserved(False, NO_MEASURE)
@@ -267,7 +267,7 @@ class GrantManager:
     async def release(self, caller: str, request: Release) -> Done:
         """Peer method ``release``: replies once the worker is dead and the memory free."""
         head = self.ledger.head_of(request.deployment)
-        if head != caller and (refusal := self._unauthorized(caller, request.term)):
+        if head != caller and (refusal := self.ledger.unauthorized(caller, request.term, self._leader())):
             # A release of what is not here needs no authority.
             return Done(not head, refusal if head else "")
         done, actions = self.ledger.release(request, caller, self._now())
@@ -279,22 +279,10 @@ class GrantManager:
 
     async def obey(self, caller: str, term: Term) -> str:
         """Check the ``term`` of a command to the head; return why it is refused, or an empty string."""
-        if refusal := self._unauthorized(caller, term):
+        if refusal := self.ledger.unauthorized(caller, term, self._leader()):
             return refusal
         reason, actions = self.ledger.see(term)
         return reason or await self._apply_before_answer(actions)
-
-    def _unauthorized(self, caller: str, term: Term) -> str:
-        """Return why ``caller``, authenticated by TLS, may not command in ``term``; empty if it may."""
-        if term < self.ledger.term:
-            return ""  # the ledger refuses it with a reason
-        if caller != term.leader:
-            leader = self._name(term.leader) or "nobody"
-            return f"{self._name(caller)} sent a command in a term of {leader}"
-        highest = max(self.ledger.term, self._leader())
-        if term.counter > highest.counter + TERM_STEP:
-            return f"term {term.counter} is too far ahead of term {highest.counter} to follow from elections"
-        return ""
 
     # Actions
 

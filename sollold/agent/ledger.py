@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from sollold.agent.memory_room import MeasuredMemory, MemoryRoom
 from sollold.cluster.gossip.record import Grant, GrantState
-from sollold.cluster.gossip.term import Term
+from sollold.cluster.gossip.term import TERM_STEP, Term
 from sollold.engines.commands import GRANT_SECONDS, Commit, Done, Release, Renew, Reserve, Reserved
 from sollold.facts import dataclass
 from sollold.machine.device import Device
@@ -275,6 +275,20 @@ class Ledger:
         """Return the head of what ``deployment`` has here; empty if it has nothing."""
         entry = self._entries.get(deployment)
         return entry.head if entry is not None else ""
+
+    def unauthorized(self, caller: str, term: Term, elected: Term) -> str:
+        """Return why ``caller``, authenticated by TLS, may not command in ``term``; empty if it may.
+
+        ``elected``: the current term in this node's view of the cluster.
+        """
+        if term < self.term:
+            return ""  # it is refused with another reason, see `see`
+        if caller != term.leader:
+            return f"{self._name(caller)} sent a command in a term of {self._name(term.leader) or 'nobody'}"
+        highest = max(self.term, elected)
+        if term.counter > highest.counter + TERM_STEP:
+            return f"term {term.counter} is too far ahead of term {highest.counter} to follow from elections"
+        return ""
 
     def see(self, term: Term) -> tuple[str, tuple[Action, ...]]:
         """Check the ``term`` of another command; return why it is refused, or an empty string."""

@@ -256,8 +256,7 @@ class Catalogue:
         first.set()
         while True:
             await next_turn(self._interval)
-            unread = any("can't be read" in model.unusable for model in self._local)
-            retry = self._problems or unread
+            retry = self._problems or any("can't be read" in model.unusable for model in self._local)
             if retry and loop.time() - tried >= _RETRY_SECONDS:
                 tried = loop.time()
                 await self._try(self.refresh)
@@ -327,7 +326,10 @@ class Catalogue:
         idle = frozenset() if force else await unchanged(stores)
         await self._wait([store for store in stores if store not in idle and store.begin(force=force)])
         changed += [store.place for store in stores if store.take_result()]
-        self._log_faults(changed)
+        for store in stores:
+            if store.place in changed and (fault := store.fault) is not None:
+                unforeseen = None if isinstance(fault, OSError) else fault
+                log.warning("%s can't be read right now: %s", store.place, fault, exc_info=unforeseen)
         state = tuple((key, store.silent) for key, store in self._stores.items())
         if changed or state != self._state:
             self._state = state
@@ -387,12 +389,6 @@ class Catalogue:
     async def _wait(self, stores: list[Store]) -> None:
         if jobs := [store.job for store in stores if store.job is not None]:
             await asyncio.wait(jobs, timeout=_SCAN_SECONDS)
-
-    def _log_faults(self, places: list[str]) -> None:
-        for store in self._stores.values():
-            if store.place in places and (fault := store.fault) is not None:
-                unforeseen = None if isinstance(fault, OSError) else fault
-                log.warning("%s can't be read right now: %s", store.place, fault, exc_info=unforeseen)
 
 
 def _mark_unreadable(model: Model, silent: frozenset[Path]) -> Model:
