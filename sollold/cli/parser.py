@@ -30,6 +30,12 @@ ALIASES = {
 """Ollama's commands, and the ones that replace them here."""
 _MIN_SIMILARITY = 0.7
 """Minimum similarity, up to 1, of a mistyped word to its suggestion."""
+_OF_DAEMON = (
+    *("config", "set", "port", "peer_port", "host", "name", "memory_limit", "models", "seed"),
+    *("log_level", "demo_model"),
+)
+_OF_CHAT = ("system", "think")
+"""Arguments of ``run`` that only starting a daemon uses, and those that only a chat uses."""
 PROMPTED = ("chat", "run")
 """Commands whose arguments after the model are a prompt."""
 
@@ -109,6 +115,16 @@ def _check_run(top: argparse.ArgumentParser, options: argparse.Namespace) -> Non
     """Check ``run``: with a model it queries a daemon, alone it starts one."""
     if options.typed == "serve" and options.model:
         top.error("serve takes no model; did you mean: sollold run MODEL?")
+    useless = [
+        action.option_strings[-1]
+        for action in subcommands(top)[options.typed]._actions
+        if action.dest in (_OF_DAEMON if options.model else _OF_CHAT)
+        and getattr(options, action.dest) != action.default
+    ]
+    if useless and options.model:
+        top.error(f"{', '.join(useless)}: only without a MODEL; --node HOST:PORT names the daemon to ask")
+    if useless:
+        top.error(f"{', '.join(useless)}: only with a MODEL")
     if options.model:
         options.command, options.asks = "chat", True
 

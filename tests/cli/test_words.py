@@ -164,3 +164,24 @@ def test_an_ambiguous_or_unknown_node_is_reported(
     monkeypatch.setattr(asking, "_is_host", lambda name: False)
     with pytest.raises(ClientError, match=re.escape(message)):
         client(argparse.Namespace(node=named))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["run", "m", "hi", "--port", "8080"],
+            "--port: only without a MODEL; --node HOST:PORT names the daemon",
+        ),
+        (["run", "m", "--set", "http.port=1", "--seed", "pc:1"], "--set, --seed: only without a MODEL"),
+        (["run", "--system", "be brief", "--think"], "--system, --think: only with a MODEL"),
+        (["serve", "--think"], "--think: only with a MODEL"),
+    ],
+)
+def test_options_of_run_that_would_do_nothing_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read(words)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert read(["run", "m", "--think"]).command == "chat" and read(["run", "--port", "1"]).command == "run"

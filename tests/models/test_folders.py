@@ -63,6 +63,14 @@ def test_too_many_files_in_one_folder_are_a_problem(tmp_path: Path, monkeypatch:
     assert folders.scan_folder(tmp_path).problems == []
 
 
+def test_a_missing_folder_of_the_settings_is_a_problem_until_it_exists(tmp_path: Path) -> None:
+    scan = folders.scan_folder(tmp_path / "models")
+    (problem,) = scan.problems
+    assert f"{tmp_path}/models (models.folders) does not exist" in problem.what and "mount it" in problem.fix
+    (tmp_path / "models").mkdir()
+    assert scan.changed() and not folders.scan_folder(tmp_path / "models").problems
+
+
 def test_an_unreadable_folder_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(path: Path) -> None:
         raise OSError(errno.EIO, "Input/output error", str(path))

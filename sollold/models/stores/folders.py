@@ -39,13 +39,16 @@ def llama_cache(environ: Mapping[str, str], home: Path) -> Path:
 
 
 def scan_folder(root: Path) -> Scan:
-    """Scan a folder and its subfolders, five levels in all. A missing folder is watched for."""
+    """Scan a folder of the settings, five levels in all. A missing one is a problem, and watched for."""
     result = Scan()
     for _, files in _walk(root, result):
         for model in group(files):
             result.see_files(model.files, model.projector)
             base, tag = of_file(model.stem)
             result.found.append(model.found(f"{base}:{tag}", "folder"))
+    if not result.problems and not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir may raise)
+        fix = "create or mount it, or correct models.folders in sollold.toml"
+        result.problems.append(Problem(f"The folder {root} (models.folders) does not exist.", fix))
     return result
 
 
