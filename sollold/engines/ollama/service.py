@@ -59,17 +59,19 @@ class LocalOllama:
         own_port: int = 0,
         stores: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
+        service: Mapping[str, str] | None = None,
         poll: float = _POLL_SECONDS,
     ) -> None:
         """``own_port``: port on which this daemon itself serves Ollama's API.
 
-        ``stores``: store roots from the settings; an Ollama that we start uses the first.
+        ``stores``: store roots from the settings; an Ollama that we start uses the first. ``service``: the
+        environment of Ollama's systemd unit; None: read it.
         """
         self._settings = settings
         self._own_port = own_port
         self._environ = os.environ if environ is None else environ
         self._poll = poll
-        self._service = ollama_service()[1]
+        self._service = ollama_service()[1] if service is None else service
         self._url = address(settings.url, self._environ, self._service)
         self._session: aiohttp.ClientSession | None = None
         self._api: OllamaApi | None = None
