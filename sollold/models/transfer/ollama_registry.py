@@ -77,16 +77,26 @@ class OllamaRegistry:
         for index, layer in enumerate(layers):
             if layer.size > _MAX_TEXT_BYTES:
                 raise HubError(f"a text of {name} has {layer.size} bytes")
-            raw = bytearray()
-            try:
-                async with contextlib.aclosing(source.read(index, 0, layer.size)) as pieces:
-                    async for piece in pieces:
-                        raw += piece
-                        if len(raw) > layer.size:
-                            break
-            except SourceError as error:
-                raise HubError(str(error)) from None
+            raw = await _read(source, index, layer.size)
             if hashlib.sha256(raw).hexdigest() != layer.digest[-64:]:
                 raise HubError(f"Ollama's registry sent other content than {layer.digest} of {name}")
             texts[layer.digest] = raw.decode("utf-8", "replace")
         return texts
+
+
+async def _read(source: HubSource, index: int, size: int) -> bytes:
+    """Return the first ``size`` bytes of a file, and perhaps some more.
+
+    Raises:
+        HubError: it can't be fetched.
+    """
+    raw = bytearray()
+    try:
+        async with contextlib.aclosing(source.read(index, 0, size)) as pieces:
+            async for piece in pieces:
+                raw += piece
+                if len(raw) >= size:
+                    break
+    except SourceError as error:
+        raise HubError(str(error)) from None
+    return bytes(raw)
