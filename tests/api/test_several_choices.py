@@ -13,6 +13,7 @@ from tests.api.api_parts import BODIES, ScriptedService, call_of, chunk, model, 
 from tests.api.conftest import Serve
 from tests.doubles import until
 
+NOT_UTF8 = b'{"choices": [{"index": 0, "delta": {"content": "\xff"}}]}'
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -180,7 +181,7 @@ async def test_usage_of_llama_cpps_choices(path: str, real: str, http: ClientSes
 
 @pytest.mark.parametrize(
     "event",
-    [{"choices": [{"index": "a"}]}, {"choices": [{"index": 0, "delta": {"content": 5}}]}, b"{"],
+    [{"choices": [{"index": "a"}]}, {"choices": [{"index": 0, "delta": {"content": 5}}]}, b"{", NOT_UTF8],
 )
 async def test_an_unreadable_chunk_is_the_engines_error(
     serve: Serve, http: ClientSession, event: Any
@@ -189,6 +190,17 @@ async def test_an_unreadable_chunk_is_the_engines_error(
     body = {"model": "demo", "messages": [{"role": "user", "content": "a"}], "n": 2}
     async with http.post(url + "/v1/chat/completions", json=body) as answer:
         assert answer.status == 502 and "unreadable" in await answer.text()
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/api/chat"])
+async def test_text_that_is_not_utf8_is_the_engines_error(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    url = await serve(parts(ScriptedService(chunk("a"), NOT_UTF8)))
+    messages = [{"role": "user", "content": "a"}]
+    body = {"model": "demo", "messages": messages, "input": "a", "max_tokens": 9, "stream": True}
+    async with http.post(url + path, json=body) as answer:
+        assert answer.status == 200 and "unreadable" in await answer.text()
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])

@@ -15,6 +15,7 @@ from sollold.api.engine.stop_sequences import StopSequences
 from sollold.api.http.errors import Dialect, refusal_object
 from sollold.errors import Refusal
 from sollold.serving.request import Engine, Routing
+from sollold.undecodable import UNDECODABLE
 
 
 class MessageEvents(EventTranslator):
@@ -145,7 +146,7 @@ class MessageEvents(EventTranslator):
         if block["type"] == "tool_use":
             try:
                 block["input"] = object_of(msgspec.json.decode(text)) if text else {}
-            except msgspec.DecodeError:
+            except UNDECODABLE:
                 # Cut off by max_tokens: a stream can deliver the truncated JSON, a whole message can't.
                 block["input"] = {}
         elif block["type"] == "thinking" and self._omits:

@@ -8,6 +8,7 @@ import msgspec
 
 from sollold.cluster.net.pour import pushed
 from sollold.serving.request import Answer
+from sollold.undecodable import UNDECODABLE
 
 
 async def begins_with_call(answer: Answer, *, or_thought: bool = False) -> tuple[bool | None, Answer]:
@@ -51,7 +52,7 @@ def _is_call(raw: bytes, or_thought: bool) -> bool | None:
                 return True
             if (message.get("content") or "").strip() or choice.get("finish_reason"):
                 return False
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+    except (*UNDECODABLE, KeyError, TypeError, AttributeError):
         return True
     return None
 

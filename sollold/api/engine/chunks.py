@@ -10,6 +10,7 @@ import msgspec
 
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Routing
+from sollold.undecodable import UNDECODABLE
 
 
 class Timings(msgspec.Struct):
@@ -157,7 +158,7 @@ def decoded(raw: bytes, decoder: msgspec.json.Decoder[T], what: str = "response 
     """
     try:
         return decoder.decode(raw)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise Refusal(Fault.ENGINE, f"unreadable {what}: {error}") from None
 
 
@@ -222,7 +223,7 @@ def edit_each(raw: bytes, edit: Callable[[dict[str, Any]], object], field: str =
         answer = msgspec.json.decode(raw)
         for entry in answer[field]:
             edit(entry)
-    except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
+    except (*UNDECODABLE, LookupError, TypeError, AttributeError):
         return raw
     return msgspec.json.encode(answer)
 
@@ -262,7 +263,7 @@ class ToolCalls:
             name, id_, parts = self._calls[index]
             try:
                 arguments = msgspec.json.decode("".join(parts) or "{}")
-            except msgspec.DecodeError:
+            except UNDECODABLE:
                 continue
             function = {"index": index, "name": name, "arguments": object_of(arguments)}
             out.append({"id": id_, "function": function} if id_ else {"function": function})

@@ -11,6 +11,7 @@ from sollold.api.engine.prepare import prepare_chat
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 from sollold.serving.request import Call, Engine
+from sollold.undecodable import UNDECODABLE
 
 
 def count_calls(model: Model, body: dict[str, Any], native: dict[str, Any]) -> dict[Engine, Call]:
@@ -48,7 +49,7 @@ def read_count(raw: bytes) -> int:
     """
     try:
         count = msgspec.json.decode(raw, type=_Count)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         count = _Count()
     tokens = count.usage.prompt_tokens if count.usage is not None else count.input_tokens
     if tokens is None:

@@ -20,6 +20,7 @@ from sollold.api.engine.retry import end_of, ending, with_llama_body
 from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Engine, Service, Waiting
+from sollold.undecodable import UNDECODABLE
 
 _BEGINNING = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*', re.DOTALL)
 _OPENING_FENCE = re.compile(r"\s*+```(?:json)?\s*+")
@@ -154,7 +155,7 @@ def _call_in(text: str) -> dict[str, Any] | str:
     name = msgspec.json.decode(beginning[1])
     try:
         arguments = msgspec.json.encode(msgspec.json.decode(text)["arguments"]).decode()
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (*UNDECODABLE, KeyError, TypeError):
         arguments = text[beginning.end() :]
     function = {"name": name, "arguments": arguments}
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}

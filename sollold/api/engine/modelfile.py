@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sollold.models.model import Model
+from sollold.undecodable import UNDECODABLE
 
 _SYSTEM = ("system", "developer")
 _SAME_NAMES = (
@@ -41,7 +42,7 @@ def own_parameters(model: Model) -> Mapping[str, Any]:
 def _read_parameters(params: str) -> Mapping[str, Any]:
     try:
         parameters = msgspec.json.decode(params)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return {}
     return parameters if isinstance(parameters, dict) else {}
 

@@ -12,6 +12,7 @@ from sollold.cluster.net.pour import pushed
 from sollold.errors import Fault, Refusal
 from sollold.serving.engine_error import is_unparsed
 from sollold.serving.request import Answer, Ask, Engine, Service, Waiting
+from sollold.undecodable import UNDECODABLE
 
 _END = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 _HEAD = ("id", "object", "created", "model")
@@ -61,7 +62,7 @@ def _end_after(raw: bytes) -> bytes:
     """Return the last chunk of a chat after the chunk ``raw``."""
     try:
         chunk = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         chunk = {}
     return msgspec.json.encode({**{name: chunk[name] for name in _HEAD if name in chunk}, **_END})
 

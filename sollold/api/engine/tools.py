@@ -9,6 +9,7 @@ import msgspec
 
 from sollold.api.http.json_text import decode_text
 from sollold.errors import bad_request
+from sollold.undecodable import UNDECODABLE
 
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 """The schema of a function without arguments."""
@@ -56,7 +57,7 @@ def _schema_of(schema: Any, location: str) -> dict[str, Any]:
     if isinstance(schema, str) and schema.strip():
         try:
             schema = decode_text(schema)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             raise bad_request(f"{location}: parameters are not a JSON schema") from None
     if schema is True or schema in ("", [], {}):
         return dict(NO_ARGUMENTS)
@@ -110,7 +111,7 @@ def arguments_text(arguments: Any) -> str:
             return "{}"
         try:
             value = decode_text(arguments)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             value = {"arguments": arguments}
         else:
             if isinstance(value, dict):

@@ -29,6 +29,7 @@ from sollold.api.ollama.request import Copy, Delete, Named, Relayable, fold_keys
 from sollold.errors import Fault, Refusal, bad_request
 from sollold.models.listing import Listed
 from sollold.models.names import parse
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.api")
 
@@ -125,7 +126,7 @@ class OllamaModelRoutes:
                 finally:
                     await answer.close()
             return msgspec.json.decode(raw, type=dict[str, Any]) if answer.status == 200 else None
-        except (Refusal, TimeoutError, msgspec.MsgspecError) as error:
+        except (Refusal, TimeoutError, *UNDECODABLE) as error:
             log.info("the Ollama that has %s does not describe it: %s", listed.model.name, error)
             return None
 

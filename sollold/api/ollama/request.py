@@ -32,6 +32,7 @@ from sollold.cluster.gossip.record import Backend
 from sollold.errors import bad_request
 from sollold.models.model import Model
 from sollold.serving.request import Delivered, Engine
+from sollold.undecodable import UNDECODABLE
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -327,7 +328,7 @@ def format_of(format_: Any) -> str | dict[str, Any] | None:
         # Some clients send the schema as a string.
         try:
             format_ = decode_text(format_)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             format_ = None
     if isinstance(format_, dict):
         return format_

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import msgspec
-
 from sollold.api.grammar.pattern import Unsupported, convertible_pattern
 from sollold.api.http.json_text import decode_text
 from sollold.errors import bad_request
+from sollold.undecodable import UNDECODABLE
 
 _GUIDED = {f"guided_{kind}": kind for kind in ("json", "regex", "choice", "grammar", "json_object")}
 _IGNORED = ("guided_decoding_backend", "guided_whitespace_pattern", "structural_tag")
@@ -80,7 +79,7 @@ def _schema(value: Any) -> Any:
     if isinstance(value, str):
         try:
             value = decode_text(value)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             raise bad_request("the schema is a string that is not JSON") from None
     if not isinstance(value, dict):
         raise bad_request("a schema must be an object, or its JSON as a string")

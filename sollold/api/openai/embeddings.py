@@ -15,6 +15,7 @@ from sollold.api.engine.number_ranges import Dimensions
 from sollold.api.engine.placement import V1Fields
 from sollold.api.openai.request import check_tokens
 from sollold.errors import Fault, Refusal, bad_request
+from sollold.undecodable import UNDECODABLE
 
 
 class EmbeddingAsk(V1Fields, kw_only=True):
@@ -101,6 +102,6 @@ def convert_embeddings(raw: bytes, ask: EmbeddingAsk) -> bytes:
             if ask.encoding_format == "base64":
                 value = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
             entry["embedding"] = msgspec.Raw(msgspec.json.encode(value))
-    except (msgspec.DecodeError, KeyError, TypeError, OverflowError):
+    except (*UNDECODABLE, KeyError, TypeError, OverflowError):
         raise Refusal(Fault.ENGINE, "the engine's embeddings can't be parsed") from None
     return msgspec.json.encode({**answer, "data": entries})

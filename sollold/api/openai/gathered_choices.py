@@ -16,6 +16,7 @@ from sollold.api.http.encoder import Encoder
 from sollold.api.openai.sse import with_function_call, with_required
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Routing
+from sollold.undecodable import UNDECODABLE
 
 _OMITTED = ("choices", "usage", "timings", "object")
 _REASONING = ("reasoning_content", "reasoning")
@@ -44,7 +45,7 @@ class GatheredChoices(SseEncoder):
         """
         try:
             self._collect(self._chunks.event(raw))
-        except (msgspec.MsgspecError, TypeError, AttributeError) as error:
+        except (*UNDECODABLE, TypeError, AttributeError) as error:
             raise Refusal(Fault.ENGINE, f"unreadable response from the engine: {error}") from None
         return b""
 

@@ -17,6 +17,7 @@ from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_tools import SEARCH, OwnTool
 from sollold.errors import Refusal
 from sollold.serving.request import Routing
+from sollold.undecodable import UNDECODABLE
 
 
 def _random_id(prefix: str) -> str:
@@ -271,7 +272,7 @@ def _input_of(arguments: str) -> str:
     """Return the input of a custom tool's call; the raw arguments if they were cut off."""
     try:
         value = msgspec.json.decode(arguments)["input"]
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (*UNDECODABLE, KeyError, TypeError):
         return arguments
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
@@ -280,7 +281,7 @@ def _object_of(arguments: str) -> Event:
     """Return the arguments of a call as an object; empty if they were cut off."""
     try:
         value = msgspec.json.decode(arguments or "{}")
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return {}
     return value if isinstance(value, dict) else {}
 

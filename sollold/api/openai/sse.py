@@ -11,6 +11,7 @@ from sollold.api.engine.chunks import edit_each, with_shown_logprobs
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
 from sollold.api.engine.encoders import SseEncoder
 from sollold.serving.request import Engine, Routing
+from sollold.undecodable import UNDECODABLE
 
 _MODEL = re.compile(rb'("model"\s*:\s*)"((?:[^"\\]|\\.)*)"')
 """The field with the answer's model. Within generated text its quotes would be escaped."""
@@ -38,7 +39,7 @@ class SummedUsage:
             usage = event["usage"]
             prompt, generated = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
             cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
+        except (*UNDECODABLE, KeyError, TypeError, ValueError, AttributeError):
             return raw
         self._prompt += prompt
         self._cached += cached
@@ -164,7 +165,7 @@ def _is_usage(raw: bytes) -> bool:
         return False
     try:
         return not msgspec.json.decode(raw, type=_Chunk).choices
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         return False
 
 

@@ -33,6 +33,7 @@ from sollold.models.templates.go_parser import TemplateError
 from sollold.models.templates.jinja import to_jinja
 from sollold.placement.plan import Plan
 from sollold.settings.state_file import write_whole
+from sollold.undecodable import UNDECODABLE
 
 _POLL_SECONDS = 0.1
 _REMOVE_SECONDS = 2.0
@@ -99,7 +100,7 @@ def progress_in(line: str) -> float | None:
         if report.state != "loading":
             return None
         part = msgspec.json.decode(report.payload, type=_Progress)
-    except (msgspec.DecodeError, ValueError):
+    except (*UNDECODABLE, ValueError):
         return None
     value = min(max(part.value, 0.0), 1.0)
     if part.current not in part.stages:
