@@ -84,11 +84,12 @@ def test_only_the_claim_waits_for_the_disk() -> None:
 def test_a_claim_is_dropped_if_a_higher_term_arrives_before_it_is_persisted() -> None:
     gossip = core()
     persist = unwritten_claim(gossip)
-    gossip.observe_term(Term(7, B), 5.0)
+    other = core(B, boot=3, kept=PersistedState(Term(6, "")))
+    run(other, 0.0, 5.0)
+    exchange(gossip, other, 5.0)
     gossip.persisted(persist.kept, 5.1)
     assert gossip.known.me.claim == Term()
-    run(gossip, 5.1, 12.0)
-    assert gossip.known.leader() == Term(8, ME)
+    assert gossip.known.leader() == Term(7, B)
 
 
 def test_the_version_increases_only_with_changes() -> None:
@@ -101,10 +102,12 @@ def test_the_version_increases_only_with_changes() -> None:
 
 
 def test_a_claim_is_above_every_observed_term() -> None:
-    gossip = core()
-    actions = gossip.observe_term(Term(40, B), 1.0)
-    assert [action.kept.term for action in only(Persist, actions)][-1] == Term(40, B)
-    run(gossip, 1.0, 10.0)
+    gossip, other = core(), core(B, boot=3, kept=PersistedState(Term(39, "")))
+    run(other, 0.0, 5.0)
+    actions = exchange(gossip, other, 5.0)
+    assert Term(40, B) in [action.kept.term for action in only(Persist, actions)]
+    mark_dead(with_members(gossip, C, now=6.0), B, now=6.0)
+    run(gossip, 6.0, 16.0)
     assert gossip.known.leader() == Term(41, ME)
 
 

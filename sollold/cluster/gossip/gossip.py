@@ -328,12 +328,6 @@ class Gossip:
         self._records.publish()
         return self._done(now)
 
-    def observe_term(self, term: Term, now: float) -> list[Action]:
-        """Note a term seen outside of records (an owner refused ours as outdated): never claim below it."""
-        self._awake(now)
-        self._leadership.observe(term)
-        return self._done(now)
-
     def leave(self, now: float) -> list[Action]:
         """Announce that this node leaves. Keep ticking for half a second, so that it spreads, then stop."""
         self._awake(now)

@@ -259,11 +259,6 @@ class ClusterNode:
         self._runner.do(self._gossip.update_record(after, time.monotonic()))
         self._changed()
 
-    def observe_term(self, term: Term) -> None:
-        """Note a term seen outside of records (an owner refused a command as outdated)."""
-        if self._gossip is not None:
-            self._runner.do(self._gossip.observe_term(term, time.monotonic()))
-
     def status(self) -> ClusterStatus:
         """Return the status of this node's part in the cluster."""
         gossip = self._gossip
