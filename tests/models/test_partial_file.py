@@ -16,6 +16,7 @@ from sollold.models.transfer.download import Downloader, SourceError, Stop
 from sollold.models.transfer.huggingface_hub import choose
 from sollold.models.transfer.partial_file import Item, PartialFile, PartialFileError
 from sollold.models.transfer.rate_limit import RateLimit
+from sollold.models.transfer.verify import check_items
 
 
 async def test_a_full_disk_is_not_a_failure_of_the_source(
@@ -155,6 +156,15 @@ def test_files_of_a_hub_repository_are_chosen_by_tag() -> None:
     assert len(choose(paths, "BF16")) == 3
     assert choose(paths[:-1], "BF16") == ()
     assert choose(paths, "Q2_K") == ()
+
+
+def test_a_model_of_very_many_files_is_refused_at_once() -> None:
+    items = tuple(Item(f"m-{k:05}-of-99999.gguf", 1) for k in range(1, 100_000))
+    with pytest.raises(SourceError, match="the model has 99999 files; at most 500"):
+        check_items(items)
+    with pytest.raises(SourceError, match="is not the file of a model"):
+        check_items((items[0], items[0]))
+    check_items(items[:500])
 
 
 def test_a_lack_of_space_is_reported_in_sizes_and_leaves_no_files(

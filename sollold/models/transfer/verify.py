@@ -12,6 +12,9 @@ from sollold.models.transfer.partial_file import Item
 _MAX_NAME_CHARACTERS = 200
 """Maximum length of a file name, in characters; a file system allows 255 bytes."""
 
+_MAX_FILES = 500
+"""Maximum number of files of a model: all are open during a download."""
+
 
 def check_items(items: tuple[Item, ...]) -> None:
     """Check names from outside, which become names of local files: only plain ones are accepted.
@@ -19,7 +22,9 @@ def check_items(items: tuple[Item, ...]) -> None:
     Raises:
         SourceError: one is not.
     """
-    names = [item.name for item in items]
+    if len(items) > _MAX_FILES:
+        raise SourceError(f"the model has {len(items)} files; at most {_MAX_FILES} are accepted")
+    names = set[str]()
     for item in items:
         plain = (
             item.name == Path(item.name).name
@@ -28,8 +33,9 @@ def check_items(items: tuple[Item, ...]) -> None:
             and item.name.endswith(".gguf")
             and not item.name.startswith(".")
         )
-        if not plain or item.size <= 0 or names.count(item.name) > 1:
+        if not plain or item.size <= 0 or item.name in names:
             raise SourceError(f"{item.name!r} of {item.size} bytes is not the file of a model")
+        names.add(item.name)
 
 
 def adapters_in(items: tuple[Item, ...]) -> tuple[str, ...]:
