@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable
@@ -83,6 +84,29 @@ def test_a_failed_replacement_keeps_the_old_model(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space"):
         partial.settle(place.name, {})
     assert (place / "model.gguf").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_update_leaves_one_version_whenever_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    older = tmp_path / "tiny-0123"
+    older.mkdir()
+    (older / "model.gguf").write_bytes(b"old")
+    partial = partial_file(tmp_path)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if fails and self == partial.folder:
+            raise OSError(28, "No space left on device")
+        moved = rename(self, target)
+        assert len([name for name in names(tmp_path) if name != ".parts"]) <= 1
+        return moved
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with contextlib.suppress(OSError):
+        partial.settle("tiny-4567", {}, older)
+    assert names(tmp_path) == [".parts", "tiny-0123" if fails else "tiny-4567"]
 
 
 def test_leftovers_are_removed_after_a_day(tmp_path: Path) -> None:

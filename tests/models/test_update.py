@@ -188,3 +188,48 @@ async def test_a_newer_version_on_the_hub_replaces_the_pulled_one(three: ThreeNo
     statuses = [line["status"] for line in await a.pull(HUB_NAME)]
     assert statuses[1].startswith("the present version stays: ")
     assert statuses[-1] == "success"
+
+
+async def test_an_update_replaces_a_model_whose_folder_the_user_moved_to_another_disk(
+    three: ThreeNodes, tmp_path: Path
+) -> None:
+    a, *_ = three.nodes
+    first, second = (big(tmp_path / f"{seed}.gguf", seed=seed).read_bytes() for seed in (1, 2))
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q4_K_M.gguf": first})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await three.start()
+        await a.pull(HUB_NAME)
+        folder = sole(a.catalogue.own).parent
+        elsewhere = folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(elsewhere)
+        await a.catalogue.refresh()
+        hub.files["Tiny-Q4_K_M.gguf"] = second
+        assert (await a.pull(HUB_NAME))[-1] == {"status": "success"}
+        assert sole(a.catalogue.own).read_bytes() == second
+        assert sole(elsewhere).read_bytes() == first
+        (model,) = a.catalogue.models
+        assert model.name == HUB_NAME
+    finally:
+        await hub.close()
+
+
+async def test_an_update_leaves_a_model_alone_that_the_user_moved_among_others(
+    three: ThreeNodes, tmp_path: Path
+) -> None:
+    a, *_ = three.nodes
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q4_K_M.gguf": big(tmp_path / "1.gguf", seed=1).read_bytes()})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await three.start()
+        await a.pull(HUB_NAME)
+        own = a.catalogue.own
+        for file in list(sole(own).parent.iterdir()):
+            file.rename(own / file.name)
+        await a.catalogue.refresh()
+        hub.files["Tiny-Q4_K_M.gguf"] = big(tmp_path / "2.gguf", seed=2).read_bytes()
+        statuses = [line["status"] for line in await a.pull(HUB_NAME)]
+        assert f"the present version stays: {own} is not the folder of a pull" in statuses
+        assert a.catalogue.get(HUB_NAME)
+    finally:
+        await hub.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import field, replace
@@ -39,7 +38,7 @@ class Download:
         key: identifies the download, so that it resumes where it stopped.
         check: returns what is wrong with the files of a folder; empty: nothing.
         verifiers: nodes that can verify parts, with their display names; they are tried one after another.
-        replaces: folder of an older version, which is removed at the end.
+        replaces: folder of an older version, whose place it takes.
     """
 
     model: Model
@@ -76,9 +75,7 @@ async def download(
         say("writing manifest")
         card = replace(job.model, files=(), projector="", adapters=adapters_in(job.items))
         folder = slug(job.model.name, job.model.digest)
-        await in_thread(threads, partial.settle, folder, {CARD: msgspec.json.encode(card)})
-        if job.replaces is not None:
-            await in_thread(threads, shutil.rmtree, job.replaces, True)
+        await in_thread(threads, partial.settle, folder, {CARD: msgspec.json.encode(card)}, job.replaces)
     finally:
         partial.close()
 

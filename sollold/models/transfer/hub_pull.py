@@ -18,7 +18,7 @@ from sollold.models.transfer.verify import check_items, fault_of
 
 
 async def hub_download(hub: Hub, name: Name, present: Model | None, threads: Executor) -> Download | None:
-    """Return the download of a model's version on the hub, which replaces ``present``; None if that is it.
+    """Return the download of a model's version on the hub; None if ``present`` is that version.
 
     Raises:
         HubError: the hub can't be reached, or has no such files.
@@ -34,8 +34,7 @@ async def hub_download(hub: Hub, name: Name, present: Model | None, threads: Exe
     def check(folder: Path) -> str:
         return fault_of(folder, items, "")
 
-    replaces = Path(present.files[0]).parent if present is not None else None
-    return Download(model, items, key, [hub.source(name, paths)], check, replaces=replaces)
+    return Download(model, items, key, [hub.source(name, paths)], check)
 
 
 def _is_version(model: Model, key: str, items: tuple[Item, ...]) -> bool:

@@ -192,10 +192,16 @@ class PartialFile:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise PartialFileError(f"{fault}; the download was discarded, pull it again")
 
-    def settle(self, name: str, small_files: dict[str, bytes]) -> Path:
+    def settle(self, name: str, small_files: dict[str, bytes], replaces: Path | None = None) -> Path:
         """Move all files into place under ``name`` at once, with ``small_files`` (name → content).
 
-        Returns the folder."""
+        ``replaces``: folder of an older version, which is removed; it is restored on failure.
+
+        Returns the folder.
+
+        Raises:
+            OSError: the files can't be moved into place.
+        """
         self.close()
         for file, content in small_files.items():
             # Without its card on disk, a model would appear under another name after a power cut.
@@ -205,17 +211,20 @@ class PartialFile:
                 os.fsync(small.fileno())
         _sync(self.folder)
         place = self._own / name
-        if place.exists():
+        older = replaces or place
+        if older != place:
+            _remove(place)
+        if older.exists():
             # Named so that it can be restored after a kill in between (`sollold.models.transfer.cleanup`).
             old = self.folder.with_name(f"{name}{OLD}")
-            shutil.rmtree(old, ignore_errors=True)
-            place.rename(old)
+            _remove(old)
+            older.rename(old)
             try:
                 self.folder.rename(place)
             except OSError:
-                old.rename(place)
+                old.rename(older)
                 raise
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         else:
             self.folder.rename(place)
         # Only now: until here a killed download can resume with everything received.
@@ -286,6 +295,14 @@ def write_all(handle: int, offset: int, data: bytes | bytearray | memoryview) ->
     while view:
         count = os.pwrite(handle, view, offset)
         view, offset = view[count:], offset + count
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder as far as possible; if it is a link to one elsewhere, only the link."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

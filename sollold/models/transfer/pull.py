@@ -10,6 +10,7 @@ import errno
 import logging
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -311,13 +312,18 @@ class Puller:
 
     async def _update(self, pull: _Pull, name: Name, present: Model) -> None:
         """Replace a model in the folder for pulled models by its newest version."""
+        folder = Path(present.files[0]).parent
+        if folder.parent != self._catalogue.own:
+            # Moved there by the user, perhaps together with other files.
+            pull.say(f"the present version stays: {folder} is not the folder of a pull")
+            return
         try:
             job = await self._on_internet(name, present)
         except (HubError, SourceError) as error:
             pull.say(f"the present version stays: {error}")
             return
         if job is not None:
-            await self._download(pull, job)
+            await self._download(pull, replace(job, replaces=folder))
             self._updates.name_older(present, pull.say)
 
     async def _download(self, pull: _Pull, job: Download) -> None:

@@ -24,9 +24,8 @@ from sollold.models.transfer.verify import check_items, fault_of
 async def registry_download(
     registry: OllamaRegistry, name: Name, present: Model | None, threads: Executor
 ) -> Download | None:
-    """Return the download of a model's version in the registry, which replaces ``present``.
+    """Return the download of a model's version in the registry; None if ``present`` is that version.
 
-    None if ``present`` is that version.
     A present model that did not come from the registry is kept: it may have its name from a user.
 
     Raises:
@@ -77,8 +76,7 @@ async def registry_download(
     def check(folder: Path) -> str:
         return fault_of(folder, items, "")
 
-    replaces = Path(present.files[0]).parent if present is not None else None
-    return Download(model, items, digest, [source], check, replaces=replaces)
+    return Download(model, items, digest, [source], check)
 
 
 def _is_from_registry(model: Model) -> bool:
