@@ -42,6 +42,7 @@ from sollold.api.openai.request import ChatCompletion, chat_completion_body, che
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_events import ResponseEvents
 from sollold.api.openai.responses_request import response_body, response_warnings
+from sollold.api.openai.responses_tools import OwnTool
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 from sollold.priority import NAMES, ROLES
@@ -553,15 +554,28 @@ def test_text_that_may_begin_a_stop_sequence_comes_before_the_call_after_it() ->
         assert content[0] == {"type": "text", "text": "I look.\n\n"} and len(content) == 2
 
 
-@pytest.mark.parametrize(("arguments", "wanted"), [("[1]", {"arguments": [1]}), ("null", {}), ("", {})])
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ("[1]", {"arguments": [1]}),
+        ("null", {}),
+        ("", {}),
+        # Beyond the range of a double, which JSON allows.
+        ('{"limit":1e400}', {"limit": msgspec.Raw(b"1e400")}),
+    ],
+)
 def test_arguments_of_a_call_are_an_object(arguments: str, wanted: dict[str, Any]) -> None:
     called = chunk(tool_calls=[{"index": 0, "id": "c", "function": {"name": "get", "arguments": arguments}}])
     events, lines = MessageEvents("demo"), ChatLines("demo")
+    search = ResponseEvents(ResponseAsk(model="demo"), {"get": OwnTool("tool_search", "get", "", {})})
     for source in (called, chunk(finish="tool_calls")):
         events.feed(msgspec.json.encode(source))
+        search.feed(msgspec.json.encode(source))
         records = lines.feed(msgspec.json.encode(source))
     events.last_events()
+    search.last_events()
     assert events.result()["content"][0]["input"] == wanted
+    assert search.result()["output"][0]["arguments"] == wanted
     assert records[0]["message"]["tool_calls"][0]["function"]["arguments"] == wanted
 
 
@@ -630,6 +644,12 @@ def test_responses_have_logprobs_on_request(top_logprobs: int | None, shown: int
     assert events.result()["output"][0]["content"][0]["logprobs"] == wanted
     over = {"model": "demo", "input": "a", "top_logprobs": 21}
     assert "top_logprobs" in refused(lambda: as_type(over, ResponseAsk))
+
+
+def test_most_keepalives_of_a_response_do_not_repeat_it() -> None:
+    events = ResponseEvents(ResponseAsk(model="demo"), {})
+    assert [event["type"] for event in events.keep_alive()] == ["response.created", "response.in_progress"]
+    assert sum(len(events.keep_alive()) for _ in range(60)) == 10
 
 
 def test_a_response_is_converted_in_both_directions() -> None:

@@ -6,8 +6,6 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from sollold.api.engine.chunks import ToolPiece, object_of
 from sollold.api.engine.encoders import Event, EventTranslator
 from sollold.api.engine.sealed_thought import sealed
@@ -145,7 +143,7 @@ class MessageEvents(EventTranslator):
         self._parts = []
         if block["type"] == "tool_use":
             try:
-                block["input"] = object_of(msgspec.json.decode(text)) if text else {}
+                block["input"] = object_of(text)
             except UNDECODABLE:
                 # Cut off by max_tokens: a stream can deliver the truncated JSON, a whole message can't.
                 block["input"] = {}

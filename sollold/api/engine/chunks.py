@@ -228,8 +228,17 @@ def edit_each(raw: bytes, edit: Callable[[dict[str, Any]], object], field: str =
     return msgspec.json.encode(answer)
 
 
-def object_of(arguments: Any) -> dict[str, Any]:
-    """Return a call's arguments as an object, which clients require; any other value becomes its member."""
+def object_of(text: str) -> dict[str, Any]:
+    """Return a call's arguments as an object, which clients require; any other value becomes its member.
+
+    Raises:
+        UNDECODABLE: the arguments were cut off.
+    """
+    try:
+        arguments = msgspec.json.decode(text or "{}")
+    except UNDECODABLE:
+        # A number beyond the range of a double, which is valid JSON: the values are passed on undecoded.
+        arguments = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     if isinstance(arguments, dict):
         return arguments
     return {} if arguments is None else {"arguments": arguments}
@@ -262,10 +271,10 @@ class ToolCalls:
             self._given += 1
             name, id_, parts = self._calls[index]
             try:
-                arguments = msgspec.json.decode("".join(parts) or "{}")
+                arguments = object_of("".join(parts))
             except UNDECODABLE:
                 continue
-            function = {"index": index, "name": name, "arguments": object_of(arguments)}
+            function = {"index": index, "name": name, "arguments": arguments}
             out.append({"id": id_, "function": function} if id_ else {"function": function})
         return out
 

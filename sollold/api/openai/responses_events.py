@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sollold.api.engine.chunks import ToolPiece, logprob_objects
+from sollold.api.engine.chunks import ToolPiece, logprob_objects, object_of
 from sollold.api.engine.encoders import Event, EventTranslator
 from sollold.api.engine.sealed_thought import sealed
 from sollold.api.http.errors import Dialect, refusal_object
@@ -26,6 +27,8 @@ def _random_id(prefix: str) -> str:
 
 _CALL_IDS = {"function": "fc", "custom": "ctc", SEARCH: "tsc"}
 """Kind of tool → prefix of its calls' ids."""
+_EVENT_EVERY = 6
+"""Of so many keep-alives (one each 5 s) one is an event: clients end a stream after minutes without any."""
 
 
 class _Form(NamedTuple):
@@ -74,7 +77,7 @@ class ResponseEvents(EventTranslator):
         self._tokens: list[Event] = []
         """Log-probabilities of the open message's tokens so far."""
         self._call = -1
-        self._number = 0
+        self._number = self._kept_alive = 0
         self._status = "in_progress"
         self._error: Event | None = None
 
@@ -88,7 +91,13 @@ class ResponseEvents(EventTranslator):
         return [] if self._number else self.keep_alive()
 
     def keep_alive(self) -> list[Event]:
-        """Return ``response.in_progress``, after ``response.created`` if nothing was sent before."""
+        """Return ``response.in_progress``, after ``response.created`` if nothing was sent before.
+
+        Most times no events: each repeats the whole response with its tools.
+        """
+        self._kept_alive += 1
+        if self._number and self._kept_alive % _EVENT_EVERY:
+            return []
         kinds = ("response.in_progress",) if self._number else ("response.created", "response.in_progress")
         return [self._event(kind, response=self.result()) for kind in kinds]
 
@@ -179,7 +188,8 @@ class ResponseEvents(EventTranslator):
         if item["type"] in _FORMS:
             events += self._close_text(item, text)
         elif item["type"] == f"{SEARCH}_call":
-            item["arguments"] = _object_of(text)
+            with contextlib.suppress(*UNDECODABLE):
+                item["arguments"] = object_of(text)
         elif item["type"] == "custom_tool_call":
             # Its text is known only when the enclosing arguments are complete.
             item["input"] = _input_of(text)
@@ -275,15 +285,6 @@ def _input_of(arguments: str) -> str:
     except (*UNDECODABLE, KeyError, TypeError):
         return arguments
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
-def _object_of(arguments: str) -> Event:
-    """Return the arguments of a call as an object; empty if they were cut off."""
-    try:
-        value = msgspec.json.decode(arguments or "{}")
-    except UNDECODABLE:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _part(form: _Form, text: str, tokens: list[Event]) -> Event:
