@@ -180,9 +180,12 @@ def _remedies(
     if limits := _group_remedy(fleet, fits_on):
         found.append(limits)
     for group in _release_remedies(request, fleet, busy, fits_on):
-        held = bytes_text(sum(sum(part.bytes.values()) for part in group))
-        models = " and ".join(part.model for part in group)
-        found.append(f"{models} releasing {'its' if len(group) == 1 else 'their'} {held} ({group[0].reason})")
+        sizes = [bytes_text(sum(part.bytes.values())) for part in group]
+        held = [
+            f"{part.model}, which holds {size} ({part.reason})"
+            for part, size in zip(group, sizes, strict=True)
+        ]
+        found.append("unloading " + " and ".join(held))
     found += _machine_remedies(fleet, away, fits_on)
     found += filter(None, (_programs_remedy(fleet, fits_on), _reserve_remedy(fleet, fits_on)))
     if size := _max_size(request, footprint, lambda f: fits(request, fleet, f(footprint_of)) is not None):
@@ -233,13 +236,18 @@ def _settings_remedies(
 
 def _setting(change: dict[str, object], request: PlacementRequest, candidate: Candidate) -> str:
     if "context" in change:
-        return f"a context of {candidate.run.request_context} tokens instead of {request.context}"
+        tokens = f"{candidate.run.request_context} tokens instead of {request.context}"
+        return f"a context of {tokens} (num_ctx, or `--context`)"
     if "type_k" in change:
         return "a KV cache in q8_0 (`--kv q8_0`, or type_k and type_v in the settings)"
     if "workers" in change:
         return f"more machines together than {request.workers + 1} (max_workers in the settings)"
     if "policy" in change:
-        return f"the policy {Policy.FASTEST.value} instead of {request.policy.value}"
+        fastest = Policy.FASTEST.value
+        return (
+            f"the policy {fastest} instead of {request.policy.value} "
+            f"(`--policy {fastest}`, or policy in the settings)"
+        )
     if "fixed" in change:
         return "letting the planner decide which node gets how many layers"
     return "spreading it over machines (enable_distributed in the settings)"

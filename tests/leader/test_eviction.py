@@ -30,7 +30,7 @@ async def test_an_idle_deployment_is_evicted_but_never_a_busy_one(cluster: Clust
     first = await load(cluster, active=1, idle=0.0)
     refused = await cluster.planner.ensure(Ensure("other"))
     assert refused.fault == "too_big"
-    assert "demo:latest releasing" in refused.message
+    assert "unloading demo:latest" in refused.message
     cluster.ready(first, active=0, waiting=0, idle=5.0)
     answer = await cluster.planner.ensure(Ensure("other"))
     assert answer.verdict is Verdict.WAIT

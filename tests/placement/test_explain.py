@@ -49,7 +49,7 @@ def test_a_smaller_context_and_a_quantized_cache_are_named_if_each_suffices() ->
     cluster = fleet(machine(cpu("a", 1600 * MIB), holds=True))
     request = replace(REQUEST, context=50_000)
     first, second, *_ = shortfall_of(request, cluster).remedies
-    context = int(number(r"a context of (\d+) tokens instead of 50000", first))
+    context = int(number(r"a context of (\d+) tokens instead of 50000 \(num_ctx, or `--context`\)$", first))
     assert choose(replace(request, context=context), cluster, FOOTPRINTS).candidate is not None
     assert choose(replace(request, context=context + 1024), cluster, FOOTPRINTS).candidate is None
     assert second.startswith("a KV cache in q8_0")
@@ -64,7 +64,7 @@ def test_remedies_that_help_only_together_are_named_together() -> None:
     for alone in (replace(request, context=0, usual=16384), replace(request, type_k="q8_0", type_v="q8_0")):
         assert choose(alone, cluster, footprint_with(model)).candidate is None
     first = shortfall_of(request, cluster, footprints=footprint_with(model)).remedies[0]
-    context = int(number(r"a context of (\d+) tokens instead of 16384 with a KV cache in q8_0", first))
+    context = int(number(r"a context of (\d+) tokens instead of 16384 .* with a KV cache in q8_0", first))
     both = replace(request, context=context, type_k="q8_0", type_v="q8_0")
     assert choose(both, cluster, footprint_with(model)).candidate is not None
 
@@ -99,7 +99,7 @@ def test_remedies_are_ordered_by_their_cost() -> None:
     busy = Busy("other:latest", {("a", "CPU"): 2 * GIB}, "it has 1 request")
     request = replace(REQUEST, context=50_000)
     remedies = shortfall_of(request, cluster, busy).remedies
-    kinds = ("a context of", "a KV cache", "other:latest releasing its 2.00 GiB", "a smaller", "another")
+    kinds = ("a context of", "a KV cache", "unloading other:latest", "a smaller", "another")
     assert len(remedies) == len(kinds)
     for remedy, kind in zip(remedies, kinds, strict=True):
         assert remedy.startswith(kind)
@@ -125,9 +125,12 @@ def test_absent_machines_are_named_together_if_none_suffices_alone() -> None:
 def test_two_busy_models_are_named_if_one_is_not_enough() -> None:
     cluster = fleet(machine(cpu("a", 300 * MIB), holds=True))
     held = {("a", "CPU"): 400 * MIB}
-    two = (Busy("one", held, "it has 1 request"), Busy("two", held, "it has 1 request"))
+    two = (Busy("one", held, "it has 1 request"), Busy("two", held, "it is kept loaded by its keep_alive"))
     remedies = shortfall_of(replace(REQUEST, type_k="q8_0", type_v="q8_0"), cluster, *two).remedies
-    assert remedies[0] == "one and two releasing their 800 MiB (it has 1 request)"
+    assert remedies[0] == (
+        "unloading one, which holds 400 MiB (it has 1 request) and "
+        "two, which holds 400 MiB (it is kept loaded by its keep_alive)"
+    )
 
 
 def test_the_policy_is_named_if_the_model_fits_with_another_one() -> None:
@@ -137,7 +140,7 @@ def test_the_policy_is_named_if_the_model_fits_with_another_one() -> None:
         choose(replace(request, policy=Policy.FASTEST), cluster, footprint_with(model)).candidate is not None
     )
     assert (
-        "the policy fastest instead of even"
+        "the policy fastest instead of even (`--policy fastest`, or policy in the settings)"
         in shortfall_of(request, cluster, footprints=footprint_with(model)).remedies
     )
 
@@ -151,7 +154,7 @@ def test_released_shared_memory_counts_for_all_devices_that_share_it() -> None:
     remedies = shortfall_of(
         request, fleet(shared_memory), Busy("other:latest", held, "it has 1 request")
     ).remedies
-    assert remedies[0] == "other:latest releasing its 2.00 GiB (it has 1 request)"
+    assert remedies[0] == "unloading other:latest, which holds 2.00 GiB (it has 1 request)"
 
 
 def test_a_further_machine_of_the_named_size_suffices() -> None:
