@@ -123,13 +123,10 @@ def _total(share: dict[str, Any]) -> int:
 
 
 def _missing(out: Console, missing: dict[str, Any]) -> None:
-    rows = (
-        ("needed", missing["needed"]),
-        ("there", missing["there"]),
-        ("missing", missing["missing"]),
-    )
-    for word, size in rows:
-        out.print(f"  {word:8} {bytes_text(size):>9}")
+    for word in ("needed", "there", "missing"):
+        # Nothing is missing if the memory is in parts too small for a layer.
+        if size := missing[word]:
+            out.print(f"  {word:8} {bytes_text(size):>9}")
     if missing["remedies"]:
         out.print("\nWhat would help, cheapest first:")
         for remedy in missing["remedies"]:

@@ -55,3 +55,18 @@ def test_reading_the_header_online_is_advised_for_the_named_model_only(
     with pytest.raises(ClientError) as refused:
         plan.plan(argparse.Namespace(json=False, online=False, model="big"))
     assert ("sollold plan --online big" in refused.value.message) == hinted
+
+
+def test_memory_in_parts_that_are_too_small_is_not_shown_as_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Short(Daemon):
+        def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+            missing = {"needed": 1 << 30, "there": 2 << 30, "missing": 0, "remedies": []}
+            return {"ok": False, "reason": "big does not fit.", "missing": missing}
+
+    monkeypatch.setattr(plan, "client", lambda options: Short())
+    monkeypatch.setattr(plan, "wishes", lambda options: {})
+    plan.plan(argparse.Namespace(json=False, online=False, model="big"))
+    output = capsys.readouterr().out
+    assert "needed" in output and "2.00 GiB" in output and "missing" not in output

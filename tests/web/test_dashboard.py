@@ -392,11 +392,13 @@ async def test_a_model_that_does_not_fit_shows_remedies(page: Page, show: Show) 
     given, url = await show()
     missing = {"needed": 2**35, "there": 2**34, "missing": 2**34, "weights": 2**34, "state": 2**33,
                "buffers": 2**30, "remedies": ["a smaller context: 4096"]}  # fmt: skip
-    cluster_of(given).planned = Planned(False, "It does not fit.", {"plan": None, "missing": missing})
+    reason = "It does not fit. What would help: a smaller context: 4096. beta is left out."
+    cluster_of(given).planned = Planned(False, reason, {"plan": None, "missing": missing})
     await page.open(f"{url}/#/models")
     await page.click("[data-model='demo:latest'] [data-act=Plan]")
     text = await page.until("document.querySelector('.plan')?.innerText")
-    assert "16.0 GiB missing" in text and "a smaller context: 4096" in text
+    assert "16.0 GiB missing" in text and text.count("a smaller context: 4096") == 1
+    assert "It does not fit. beta is left out." in text
 
 
 async def test_a_model_is_pulled_with_progress(page: Page, show: Show) -> None:

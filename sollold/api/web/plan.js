@@ -10,7 +10,7 @@ const nameOf = (node) => state.cluster?.nodes.find((one) => one.node === node)?.
 export function showPlan(found, close) {
   const box = el("div", { class: "plan" });
   if (close) box.append(el("button", { type: "button", class: "quiet small close", text: "Close", on: { click: close } }));
-  box.append(el("p", { class: found.ok ? "" : "bad-text", text: found.reason || found.message || (found.ok ? "It fits." : "It does not fit.") }));
+  box.append(el("p", { class: found.ok ? "" : "bad-text", text: reasonOf(found) }));
   if (found.plan) box.append(...placement(found));
   if (found.missing) box.append(...shortfall(found.missing));
   if (found.evicts?.length) box.append(el("p", { class: "small", text: `Unloaded to make room: ${found.evicts.map((one) => one[1]).join(", ")}` }));
@@ -55,9 +55,16 @@ function placement(found) {
 
 const total = (share) => share.weights + share.state + share.compute + share.overhead;
 
+/** Return why, without the sentence on remedies, which are drawn as a list. */
+function reasonOf(found) {
+  const reason = found.reason || found.message || (found.ok ? "It fits." : "It does not fit.");
+  return found.missing ? reason.replace(` What would help: ${found.missing.remedies.join("; ")}.`, () => "") : reason;
+}
+
 function shortfall(missing) {
+  const rest = missing.missing ? `: ${bytes(missing.missing)} missing` : ", but in parts that hold no layer";
   return [
-    el("p", { text: `Needed ${bytes(missing.needed)}, available ${bytes(missing.there)}: ${bytes(missing.missing)} missing.` }),
+    el("p", { text: `Needed ${bytes(missing.needed)}, available ${bytes(missing.there)}${rest}.` }),
     el("p", { class: "dim small", text: `${bytes(missing.weights)} weights + ${bytes(missing.state)} context + ${bytes(missing.buffers)} buffers` }),
     ...(missing.remedies.length ? [el("p", { text: "What would help:" }), el("ul", {}, ...missing.remedies.map((one) => el("li", { text: one })))] : []),
   ];
