@@ -40,6 +40,14 @@ async def begin(folder: Path, *command: str, **more: Any) -> Process:
     )
 
 
+def test_the_start_of_a_process_whose_name_is_cut_within_a_letter_is_known(tmp_path: Path) -> None:
+    program = tmp_path / ("\u00e4" * 8)  # the kernel keeps 15 of its 16 bytes
+    program.write_text("#!/bin/sh\nread line\n")
+    program.chmod(0o755)
+    with subprocess.Popen([program], stdin=subprocess.PIPE) as child:
+        assert started(child.pid)
+
+
 async def test_output_and_exit_status_are_logged(folder: Path) -> None:
     lines: list[str] = []
     process = await begin(folder, "/bin/sh", "-c", "echo one; echo two >&2; exit 3", on_line=lines.append)

@@ -122,12 +122,21 @@ def started(pid: int) -> str:
     try:
         if sys.platform.startswith("linux"):
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-            # The command's name is in parentheses and may contain anything: field 22 is counted from its end.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = stat_fields(Path(f"/proc/{pid}"))
             return f"{boot} {fields[19]}" if fields[0] != "Z" else ""
         return repr(psutil.Process(pid).create_time())
     except (OSError, psutil.Error, IndexError):
         return ""
+
+
+def stat_fields(folder: Path) -> list[str]:
+    """Return the fields of a process's or thread's ``stat`` in proc(5), from the third on.
+
+    Raises:
+        OSError: it is gone.
+    """
+    # The second is the program's name in parentheses, which may contain anything, even half a letter.
+    return (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
 
 
 def _marked(mark: str) -> dict[int, str]:

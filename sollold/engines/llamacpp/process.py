@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import psutil
 
-from sollold.engines.llamacpp.child_journal import MARK, Journal
+from sollold.engines.llamacpp.child_journal import MARK, Journal, stat_fields
 from sollold.engines.llamacpp.exit_reason import NO_THREADS
 from sollold.engines.llamacpp.process_log import ProcessLog
 from sollold.machine.child_guard import guarded
@@ -134,7 +134,7 @@ class Process:
         None if unknown.
         """
         try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            fields = stat_fields(Path(f"/proc/{self.pid}"))
             return int(fields[9]) + int(fields[11]) + int(fields[12])
         except (OSError, ValueError, IndexError):
             return None
@@ -143,7 +143,7 @@ class Process:
         """Return whether one of its threads is waiting in the kernel for a disk or network share."""
         try:
             for thread in Path(f"/proc/{self.pid}/task").iterdir():
-                if (thread / "stat").read_text().rpartition(")")[2].split()[0] == "D":
+                if stat_fields(thread)[0] == "D":
                     return True
         except (OSError, IndexError):
             pass
