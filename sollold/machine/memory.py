@@ -79,7 +79,7 @@ def _mapped(root: Path) -> int:
 def _groups(root: Path) -> Iterator[_Group]:
     """Yield the limited groups of this process, from its own up to the root of the mount."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         return
     mount = root / "sys/fs/cgroup"

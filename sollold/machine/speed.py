@@ -165,7 +165,7 @@ def _clock() -> float:
 
 def _cpuinfo(key: str) -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == key:
                 return value.strip()

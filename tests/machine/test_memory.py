@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def test_invalid_cgroup_files_are_ignored(tmp_path: Path, text: str) -> None:
     put(tmp_path, "sys/fs/cgroup/memory.max", "many")
     put(tmp_path, "sys/fs/cgroup/memory/memory.limit_in_bytes", "")
     assert bounded(MACHINE, tmp_path) == MACHINE
+
+
+def test_a_group_whose_name_is_not_utf_8_limits_memory(tmp_path: Path) -> None:
+    name = os.fsdecode(b"/a\xff")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_bytes(b"0::" + os.fsencode(name) + b"\n")
+    put_cgroup_v2(tmp_path, name, "2000", 100)
+    assert bounded(MACHINE, tmp_path).total == 2000
 
 
 def test_a_group_above_its_limit_has_no_free_memory(tmp_path: Path) -> None:
