@@ -138,6 +138,9 @@ def test_text_parts_of_a_message_are_joined() -> None:
         ),
         ("{{ (index .Messages 0).Content }}", "hi"),
         ("{{ len .Messages }}", "1"),
+        ('{{ $x := "a" }}{{ if .Messages }}{{ $x := "b" }}{{ $x }}{{ end }}{{ $x }}', "ba"),
+        ('{{ $x := "a" }}{{ if .Suffix }}{{ else }}{{ $x := "b" }}{{ end }}{{ $x }}{{ .Prompt }}', "ahi"),
+        ('{{ $x := "a" }}{{ if .Messages }}{{ $x = "b" }}{{ end }}{{ $x }}', "b"),
         ("{% raw %}{{ .Prompt }}{# no comment #}", "{% raw %}hi{# no comment #}"),
     ],
 )
@@ -179,6 +182,7 @@ def test_output_before_a_break_or_continue_is_kept(body: str, expected: str) -> 
         ("{{ ; }}", ";"),
         ("{{ . }}", "{{ . }} is not supported"),
         ("{{ break }}", "break"),
+        ("{{ range .Messages }}x{{ else }}{{ break }}{{ end }}", "outside of a range"),
         ("{{ if .Prompt }}" * 60 + "{{ end }}" * 60, "nested"),
         ("{{ " + "(" * 5000 + ".Prompt" + ")" * 5000 + " }}", "nested"),
         ("x" * 200_000, "longer than"),

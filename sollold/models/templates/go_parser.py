@@ -167,7 +167,7 @@ def parse_template(text: str) -> tuple[Node, ...]:
                 if not top.chained:
                     break
         elif action in ("break", "continue"):
-            if not any(block.kind == "range" for block in stack):
+            if not any(block.kind == "range" and block.other is None for block in stack):
                 raise TemplateError(f"{{{{ {action} }}}} outside of a range")
             add(Leave(action))
         elif word in ("define", "template", "block"):

@@ -230,7 +230,8 @@ def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:
                 out.append(f"{{{{- {_printed(_value(value, scope))} -}}}}")
             case Assign(variable, value, new):
                 assigned = _value(value, scope)
-                name = f"v_{variable[1:]}"
+                # Jinja's ``if`` has no scope of its own.
+                name = f"v{scope.depth}_{variable[1:]}"
                 if new:
                     scope.variables[variable] = _Value(f"{name}.v", assigned.kind)
                     out.append(f"{{%- set {name} = namespace(v={assigned.code}) -%}}")
@@ -271,7 +272,7 @@ def _leaves(nodes: tuple[Node, ...]) -> bool:
 def _branch(node: Branch, scope: _Scope) -> str:
     value = _value(node.value, scope)
     inner = replace(scope, variables=dict(scope.variables), depth=scope.depth + 1)
-    else_scope = replace(scope, variables=dict(scope.variables))
+    else_scope = replace(inner, variables=dict(scope.variables))
     other = f"{{%- else -%}}{_body(node.other, else_scope)}" if node.other else ""
     if node.kind == "if":
         return f"{{%- if {value.code} -%}}{_body(node.body, inner)}{other}{{%- endif -%}}"
