@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import ssl
 import stat
 import time
@@ -185,6 +186,13 @@ def test_a_damaged_keyring_does_not_open_the_cluster(
     assert not tokens.open and ring is not None and ring.closed and ring.alone
     assert "delete that file and restart" in caplog.text
     assert secret_of(ClusterSettings(door="open"), tmp_path, "a" * 16) == (tokens, ring)
+
+
+@pytest.mark.parametrize("age", [math.nan, math.inf, -math.inf, -1.0])
+def test_an_impossible_age_of_a_cluster_leaves_the_keyring_readable(tmp_path: Path, age: float) -> None:
+    file = KeyringFile(tmp_path)
+    file.write(Answer(AdmissionState.ADMITTED, "ab" * 32, "0" * 16, age).keyring("a"))
+    assert file.read() is not None
 
 
 def test_only_the_owner_can_read_the_keyring(tmp_path: Path) -> None:

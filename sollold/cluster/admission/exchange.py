@@ -107,7 +107,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
         return Keyring(
             self.secret,
             self.founder,
-            time.time() - min(max(self.age, 0.0), 1e12),
+            # In this order an age that is not a number counts as 0.
+            time.time() - min(max(0.0, self.age), 1e12),
             alone=False,
             admitted_by=member,
             closed=self.closed,
