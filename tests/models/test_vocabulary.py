@@ -28,6 +28,11 @@ def test_equal_tokens_are_compatible(tmp_path: Path) -> None:
     assert read_facts((str(tmp_path / "b.gguf"),)).vocabulary == first
 
 
+@pytest.mark.parametrize("text", ["x:ab", ":ab", "9", "\u00b2:ab", "9" * 5000 + ":ab"])
+def test_what_is_no_vocabulary_is_incompatible(text: str) -> None:
+    assert not compatible(text, text)
+
+
 def test_a_small_difference_in_padding_is_compatible(tmp_path: Path) -> None:
     first = write_vocabulary(tmp_path / "a.gguf")
     assert compatible(first, write_vocabulary(tmp_path / "b.gguf", 3064))

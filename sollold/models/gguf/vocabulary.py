@@ -60,7 +60,10 @@ def compatible(first: str, second: str) -> bool:
     second_count, _, second_digest = second.partition(":")
     if not digest or digest != second_digest:
         return False
-    return abs(int(count) - int(second_count)) <= _MAX_DIFFERENCE
+    try:
+        return abs(int(count) - int(second_count)) <= _MAX_DIFFERENCE
+    except ValueError:
+        return False  # another node's, which may be anything
 
 
 def _end_of(texts: bytes, count: int) -> int:
