@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 
 from sollold.api.anthropic.messages_ask import Messages
 from sollold.api.anthropic.request import messages_body
-from sollold.api.engine.modelfile import own_context
+from sollold.api.engine.modelfile import add_parameters, own_context
 from sollold.api.ollama.chat import chat_body
 from sollold.api.ollama.generate import PackedTurn, generate_call, pack_context
 from sollold.api.ollama.request import Chat, Generate, parse_options
@@ -82,6 +83,12 @@ def test_parameters_are_defaults(ask: Any) -> None:
 @pytest.mark.parametrize("ask", [openai_chat, openai_responses, anthropic])
 def test_fields_of_a_request_override_parameters(ask: Any) -> None:
     assert ask(temperature=0.9)["temperature"] == 0.9
+
+
+@pytest.mark.parametrize("stop", [5, True, {"a": 1}])
+def test_a_stop_parameter_of_another_type_is_ignored(stop: object) -> None:
+    odd = model(params=json.dumps({"stop": stop, "top_k": 9}))
+    assert add_parameters({}, odd) == {"top_k": 9}
 
 
 def test_num_predict_is_the_default_of_max_tokens() -> None:

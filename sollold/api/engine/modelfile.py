@@ -96,6 +96,7 @@ def add_parameters(body: dict[str, Any], model: Model) -> dict[str, Any]:
     limit, stop = own.get("num_predict"), own.get("stop")
     if isinstance(limit, int) and limit > 0 and all(body.get(name) is None for name in _LIMITS):
         body["max_tokens"] = limit
-    if stop and not body.get("stop"):
-        body["stop"] = [stop] if isinstance(stop, str) else [word for word in stop if isinstance(word, str)]
+    listed = stop if isinstance(stop, list) else [stop]
+    if (words := [word for word in listed if word and isinstance(word, str)]) and not body.get("stop"):
+        body["stop"] = words
     return body
