@@ -217,7 +217,7 @@ class Library:
     async def _fetch_shape(self, node: str, model: Model) -> Shape:
         name = self.name_at(node, model)
         if node == self._view.me.node:
-            return await self._catalogue.shape(name)
+            return await self._own_shape(name)
         try:
             shape = await self._calls.call(node, "shape", ShapeRequest(name), Shape, timeout=_TIMEOUT)
         except PeerError as error:
@@ -275,9 +275,20 @@ class Library:
             self._resolved.clear()
         return self._merged_lists
 
+    async def _own_shape(self, name: str) -> Shape:
+        """Return the shape of a model on this node.
+
+        Raises:
+            LookupError: its files can't be read, or the numbers in its header are too large to send.
+        """
+        shape = await self._catalogue.shape(name)
+        if reason := bad_value(shape):
+            raise LookupError(f"the header of {name!r} is damaged: {reason}. Download it again.")
+        return shape
+
     async def _answer_shape(self, caller: str, request: ShapeRequest) -> Shape:
         try:
-            return await self._catalogue.shape(request.name)
+            return await self._own_shape(request.name)
         except LookupError as error:
             raise PeerError(self._view.me.node, str(error.args[0]), transport=False) from None
 

@@ -201,6 +201,17 @@ async def test_the_shape_of_a_corrupt_file_is_refused_with_the_reason(three: Thr
         await a.library.shape(node, model)
 
 
+@pytest.mark.parametrize("asks", [0, 1])
+async def test_a_header_with_impossible_numbers_has_no_shape(three: ThreeNodes, asks: int) -> None:
+    asking, holder = three.nodes[asks], three.nodes[1]
+    write_gguf(holder.folder / "m" / "odd.gguf", metadata={"llama.attention.key_length": 2**64 - 1})
+    await three.start()
+    await until(lambda: asking.library.find("odd"))
+    ((node, model),) = asking.library.find("odd")
+    with pytest.raises(LookupError, match="the header of 'odd:latest' is damaged: k is"):
+        await asking.library.shape(node, model)
+
+
 async def test_new_and_removed_models_are_noticed(three: ThreeNodes) -> None:
     a, b, _ = three.nodes
     await three.start()
