@@ -8,6 +8,7 @@ Templates that define or call others are rejected.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import field
 
@@ -20,7 +21,9 @@ _MAX_PIPES = 50
 """Maximum number of ``|`` in one action: each nests the value before it one level deeper."""
 _MAX_NUMBER_CHARACTERS = 19
 """Maximum length of a number: Go's have 64 bits."""
-_ACTION = re.compile(r"\{\{(- )?")
+_SPACE = " \t\r\n"
+"""What Go's trim markers remove, and need beside them."""
+_ACTION = re.compile(rf"\{{\{{(-[{_SPACE}])?")
 _TOKEN = re.compile(
     r"""\s*(?:
         (?P<string>"(?:[^"\\\n]|\\.)*"|`[^`]*`)
@@ -34,7 +37,10 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\", "'": "'"}
+_ESCAPE = re.compile(
+    r"\\(?:x([0-7][0-9a-fA-F])|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([01][0-7]{2})|(.))", re.DOTALL
+)
+_ESCAPES = dict(zip("abfnrtv\\'\"", "\a\b\f\n\r\t\v\\'\"", strict=True))
 
 
 class TemplateError(ValueError):
@@ -192,14 +198,14 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
             end = _end_of(text, start)
         if end < 0:
             raise TemplateError("{{ without }}")
-        part = part.lstrip() if trim else part
-        part = part.rstrip() if match[1] else part
+        part = part.lstrip(_SPACE) if trim else part
+        part = part.rstrip(_SPACE) if match[1] else part
         inner = text[start:end]
-        trim = inner.endswith(" -") or inner in ("-", " -")
+        trim = inner == "-" or (inner.endswith("-") and inner[-2] in _SPACE)
         action = (inner[:-1] if trim else inner).strip()
         yield part, "" if action.startswith("/*") else action
         place = end + 2
-    yield (text[place:].lstrip() if trim else text[place:]), ""
+    yield (text[place:].lstrip(_SPACE) if trim else text[place:]), ""
 
 
 def _end_of(text: str, start: int) -> int:
@@ -371,4 +377,12 @@ class _Tokens:
 def _unquoted(text: str) -> str:
     if text[0] == "`":
         return text[1:-1]
-    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[0]), text[1:-1], flags=re.DOTALL)
+    return _ESCAPE.sub(_unescaped, text[1:-1])
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    *hexadecimal, octal, letter = match.groups()
+    code = int(octal, 8) if octal else int(next(filter(None, hexadecimal), "0"), 16)
+    if letter not in (None, *_ESCAPES) or code > sys.maxunicode or 0xD800 <= code < 0xE000:
+        raise TemplateError(f"{match[0]} in a string is not supported")
+    return _ESCAPES[letter] if letter else chr(code)
