@@ -88,7 +88,7 @@ def _find_file(skip_unreadable: bool) -> Path | None:
         try:
             if not place.is_file():
                 continue
-        except PermissionError as error:  # its folder is not accessible
+        except OSError as error:  # its folder can't be searched
             if skip_unreadable:
                 continue
             raise SettingsError(f"{place}: can't be read: {system_reason(error)}{_hint(error)}") from error

@@ -302,6 +302,16 @@ def test_differences_are_listed(tmp_path: Path) -> None:
     assert differences(Settings(), new) == ["http.port", "log.level"]
 
 
+def test_a_folder_that_cannot_be_searched_is_reported_or_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = write(tmp_path, "[http]\nport = 1000\n")
+    monkeypatch.setattr("sollold.settings.load.candidates", lambda: [tmp_path / ("x" * 300), own])
+    assert load(environment={}, skip_unreadable=True).settings.http.port == 1000
+    with pytest.raises(SettingsError, match=r"can't be read: .*too long"):
+        load(environment={})
+
+
 @pytest.mark.parametrize("closed", ["file", "folder"])
 def test_an_unreadable_file_is_skipped_by_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
