@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,10 +138,19 @@ def test_the_location_of_llama_cpps_cache(tmp_path: Path) -> None:
     assert folders.llama_cache({}, tmp_path) == tmp_path / ".cache" / "llama.cpp"
 
 
+CARD: dict[str, Any] = {
+    "name": "mario:latest",
+    "digest": "d",
+    "source": "own",
+    "files": [],
+    "size": 1,
+    "modified": 5.0,
+}
+
+
 def test_models_of_the_own_folder_with_and_without_a_card(tmp_path: Path) -> None:
     touch(tmp_path / "x" / "model.gguf")
-    card = {"name": "mario:latest", "digest": "d", "source": "own", "files": [], "size": 1, "modified": 5.0}
-    (tmp_path / "x" / folders.CARD).write_text(json.dumps(card | {"system": "You are Mario."}))
+    (tmp_path / "x" / folders.CARD).write_text(json.dumps(CARD | {"system": "You are Mario."}))
     touch(tmp_path / "dropped.gguf")
     touch(tmp_path / "demo.gguf")
     found = {model.name: model for model in folders.scan_own(tmp_path).found}
@@ -150,7 +160,9 @@ def test_models_of_the_own_folder_with_and_without_a_card(tmp_path: Path) -> Non
     assert found["demo:latest"].source == "demo"
 
 
-@pytest.mark.parametrize("card", [b"{", b'"\xff"', b'{"x":' + b"[" * 5000])
+@pytest.mark.parametrize(
+    "card", [b"{", b'"\xff"', b'{"x":' + b"[" * 5000, json.dumps(CARD | {"adapters": ["a\0b"]}).encode()]
+)
 def test_a_damaged_card_is_ignored(tmp_path: Path, card: bytes) -> None:
     touch(tmp_path / "x" / "model-Q4_0.gguf")
     (tmp_path / "x" / folders.CARD).write_bytes(card)

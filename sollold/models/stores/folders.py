@@ -85,7 +85,7 @@ def scan_own(root: Path, demo: str = "demo") -> Scan:
 
 
 def read_card(folder: Path, result: Scan | None = None) -> Model | None:
-    """Return the facts stored beside a pulled model's files; None if missing or if their name is invalid."""
+    """Return the facts stored beside a pulled model's files; None if missing or if a name is invalid."""
     path = folder / CARD
     try:
         with open_file(path) as file:
@@ -98,7 +98,7 @@ def read_card(folder: Path, result: Scan | None = None) -> Model | None:
         card = msgspec.json.decode(raw, type=Model)
     except UNDECODABLE:
         return None
-    return card if is_name(card.name) else None
+    return card if is_name(card.name) and "\0" not in "".join(card.adapters) else None
 
 
 def _from_card(model: ShardedFile, card: Model) -> FoundModel:
