@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import math
@@ -87,7 +88,8 @@ class Nvml:
     def close(self) -> None:
         """Release the driver."""
         if self._nvml is not None:
-            self._nvml.nvmlShutdown()
+            with contextlib.suppress(self._nvml.NVMLError):
+                self._nvml.nvmlShutdown()
             self._nvml = None
 
     def gpus(self) -> list[Gpu]:

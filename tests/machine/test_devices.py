@@ -137,6 +137,9 @@ class Driver:
     def __getattr__(self, name: str) -> object:
         raise AttributeError(name)
 
+    def nvmlShutdown(self) -> None:
+        raise self.NVMLError("Uninitialized")
+
     def nvmlDeviceGetCount(self) -> int:
         return 2
 
@@ -178,6 +181,13 @@ def test_an_unreadable_gpu_is_logged_once(
         assert (first.name, first.readable) == ("card 0", False)
         assert (second.index, second.readable, second.free) == (1, True, 7 * GIB)
     assert [record.getMessage() for record in caplog.records] == ["GPU 0 can't be read: Not Supported"]
+
+
+def test_a_driver_that_is_gone_does_not_fail_the_shutdown() -> None:
+    nvml = Nvml()
+    nvml._nvml = Driver()
+    nvml.close()
+    assert not nvml.present
 
 
 def test_devices_unknown_to_nvml_are_listed_again_and_kept_after_a_failure(
