@@ -252,11 +252,11 @@ class Leader:
         await self._end_redundant_pins(records)
 
     async def _load_again(self, head: str, endpoint: Endpoint) -> None:
-        """Load a lost pinned model again, with the options it had."""
+        """Load a lost pinned model again, with the options it had; if it was updated, the newer version."""
         model = endpoint.model
         ask = Ensure(
             model,
-            endpoint.digest,
+            self._snapshots.digest_now(model, endpoint.digest),
             keep_alive=-1.0,
             embedding=endpoint.embedding,
             ollama=False,
@@ -267,6 +267,8 @@ class Leader:
         lost = f"{model} was to stay loaded and was lost (head {name_of(self._view, head)})"
         if ensured.verdict is Verdict.WAIT:
             log.info("%s: loading it again on %s", lost, name_of(self._view, ensured.node))
+        elif ensured.verdict is Verdict.USE:
+            self._pinned.forget(endpoint.id)  # Its newer version is loaded.
         elif ensured.verdict is Verdict.REFUSED and self._pinned.should_log(
             endpoint, ensured.message, self._clock()
         ):

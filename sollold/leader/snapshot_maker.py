@@ -90,10 +90,19 @@ class SnapshotMaker:
             refusal = unresolved(resolved)
             message = refusal.message or f"model {ask.model!r} not found"
             return Refuse(refusal.fault, message, retry_after=refusal.retry_after)
+        if not _has_content(ask, holders):
+            # Another version would never serve the caller, who asks for this one.
+            replaced = f"{ask.model} was replaced by another version; send the request again"
+            return Refuse(Fault.UNAVAILABLE, replaced, retry_after=1.0)
         holders = with_refusals(holders, self._view.live())
         shape, unread = await self._shape(holders)
         candidates = await self._drafters(ask, holders[0][1])
         return replace(self.of_model(holders, shape, excluded), drafters=candidates, unread=unread)
+
+    def digest_now(self, model: str, digest: str) -> str:
+        """Return the digest of the content that a name means now; ``digest`` if no node has the model."""
+        holders = self._library.find(model)
+        return holders[0][1].digest if holders else digest
 
     async def _drafters(self, ask: Ensure, model: Model) -> dict[str, tuple[tuple[Drafter, ...], str]]:
         """Return the `drafters` for the requested speculation, and for that of deployments of this model.
@@ -138,10 +147,10 @@ class SnapshotMaker:
         return self._observations.added_to(snapshot, model.digest, now, excluded or {})
 
     async def _holders(self, ask: Ensure) -> tuple[tuple[str, Model], ...]:
-        """Return the model's holders; wait briefly for a model that the caller's node knows already."""
+        """Return the model's holders; wait briefly for content that the caller's node knows already."""
         for _ in range(_LOOKUPS):
             holders = self._library.find(ask.model)
-            if holders or not ask.digest:
+            if not ask.digest or (holders and _has_content(ask, holders)):
                 return holders
             await asyncio.sleep(_LOOKUP_SECONDS)
         return self._library.find(ask.model)
@@ -163,3 +172,9 @@ class SnapshotMaker:
             if usable:
                 await asyncio.sleep(pause)
         return None, why
+
+
+def _has_content(ask: Ensure, holders: tuple[tuple[str, Model], ...]) -> bool:
+    """Return whether the holders have the content that the caller's node knows under the name."""
+    known = {ask.digest, *ask.in_ollama.manifests}
+    return not ask.digest or any(model.digest in known for _, model in holders)

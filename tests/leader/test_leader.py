@@ -70,6 +70,28 @@ async def test_the_leader_waits_for_a_model_that_only_the_caller_knows(cluster: 
     assert (await asking).verdict is Verdict.WAIT
 
 
+async def test_another_version_is_not_loaded_for_a_caller_of_the_one_it_replaced(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.leader.snapshot_maker._LOOKUP_SECONDS", 0.0)
+    answer = await cluster.planner.ensure(Ensure("demo:latest", digest="d0"))
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "unavailable")
+    assert "demo:latest was replaced by another version" in answer.message
+    assert not cluster.requests("deploy")
+    assert (await cluster.planner.ensure(Ensure("demo:latest", digest="d1"))).verdict is Verdict.WAIT
+
+
+async def test_the_leader_waits_for_a_version_that_only_the_caller_knows(cluster: Cluster) -> None:
+    cluster.shapes["d2"] = cluster.shapes["d1"]
+    asking = asyncio.create_task(cluster.planner.ensure(Ensure("demo:latest", digest="d2")))
+    assert not (await asyncio.wait([asking], timeout=0.3))[0]
+    for node in cluster.nodes.values():
+        node.models = [replace(old, digest="d2") for old in node.models]
+    assert (await asking).verdict is Verdict.WAIT
+    ((_, request),) = cluster.requests("deploy")
+    assert isinstance(request, Deploy) and request.plan.digest == "d2"
+
+
 async def test_a_head_with_a_late_record_is_waited_for(cluster: Cluster) -> None:
     for node in cluster.nodes.values():
         node.record()

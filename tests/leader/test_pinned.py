@@ -290,6 +290,32 @@ async def test_the_leader_reloads_a_lost_model_with_its_options(
         await cluster.planner.close()
 
 
+async def test_a_lost_model_that_was_updated_is_loaded_in_its_newer_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leader, "LOOK_EVERY", 0.01)
+    cluster = Cluster()
+    cluster.shapes["d2"] = cluster.shapes["d1"]
+    cluster.add("a", 400 * MIB, model())
+    cluster.add("b", 2 * GIB, model())
+    await cluster.planner.start()
+    try:
+        await load(cluster, Ensure("demo", keep_alive=-1.0), pinned=True)
+        del cluster.nodes["b"]
+        cluster.nodes["a"].models = [model(digest="d2")]
+        cluster.add("c", 2 * GIB, model(digest="d2"))
+        cluster.changed()
+        await let_leader_look(cluster, STANDS)
+        again = deploys(cluster)[1]
+        assert (again.plan.digest, again.keep_alive) == ("d2", -1.0)
+        cluster.ready(again.deployment, pinned=True)
+        await let_leader_look(cluster, AGAIN)
+        assert not cluster.planner.lost()
+        assert len(deploys(cluster)) == 2
+    finally:
+        await cluster.planner.close()
+
+
 async def test_a_pinned_model_whose_reload_with_more_context_fails_is_loaded_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
