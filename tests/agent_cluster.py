@@ -33,7 +33,7 @@ from tests.doubles import FakeView, World, until
 
 T = TypeVar("T")
 TERM = Term(1, "l")
-MISSING_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
+MISSING_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", frozenset())
 """For agents that load no model."""
 
 

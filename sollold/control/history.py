@@ -73,11 +73,6 @@ class History:
         self._count = 0
         """Number of samples so far; the newest is at ``(count - 1) % HOUR``."""
 
-    @property
-    def size(self) -> int:
-        """Size of the samples in bytes."""
-        return len(self._rings) * (HOUR + DAY) * 4
-
     def add(self, values: Mapping[tuple[str, str], float]) -> None:
         """Add the values of one second, by (device or an empty string, series)."""
         second = self._count % HOUR

@@ -248,7 +248,7 @@ async def test_memory_of_a_gpu_that_reports_no_processes_is_counted_once(folder:
         server.chmod(0o755)
 
     show(23000)
-    cluster = AgentCluster(folder, Llama(server, server, "b1", "c", frozenset()))
+    cluster = AgentCluster(folder, Llama(server, server, "b1", frozenset()))
     await cluster.add("a", limit=0)
     try:
 

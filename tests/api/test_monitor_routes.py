@@ -344,7 +344,7 @@ async def test_history_of_the_cluster(serve: Serve, http: ClientSession) -> None
     async with watching(monitor):
         async with http.post(f"{url}/api/chat", json=CHAT) as answer:
             await answer.read()
-        await until(lambda: monitor.history.size and monitor.gpu_loads)
+        await until(lambda: monitor.history._rings and monitor.gpu_loads)
         await until(lambda: sum(read(monitor)) == 1)
         found = await get(http, f"{url}/api/cluster/history?seconds=60&step=1")
     assert sum(value or 0 for value in found["total"]["requests_per_second"]) == 1

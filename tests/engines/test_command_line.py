@@ -26,7 +26,7 @@ FLAGS = frozenset(
         *("--slots", "--mmproj-device", "--n-cpu-moe"),
     }
 )
-LLAMA = Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", "c", FLAGS)
+LLAMA = Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", FLAGS)
 MODEL = Model("m:latest", "d", "folder", ("/m/one.gguf", "/m/two.gguf"), 1, 0.0, layers=8)
 RUN = Run(context=4096, slots=4, type_k="q8_0", type_v="q8_0")
 

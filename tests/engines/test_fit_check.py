@@ -24,7 +24,7 @@ from tests.gguf.size import Size
 from tests.gguf.writer import write
 
 RUN = Run(context=4096, slots=2, flash="on")
-LLAMA = Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", "c", frozenset())
+LLAMA = Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", frozenset())
 UNKNOWN = Model("strange:latest", "e" * 64, "folder", ("/m/strange.gguf",), 1, 0.0, layers=8)
 
 
@@ -116,7 +116,7 @@ async def test_a_program_that_can_not_be_killed_does_not_hold_up_the_load(
     monkeypatch.setattr(fit_check, "ASK_SECONDS", 0.01)
     monkeypatch.setattr(fit_check, "_KILL_SECONDS", 0.01)
     (tmp_path / fit_check.PROGRAM).touch()
-    llama = Llama(tmp_path / "llama-server", tmp_path / "ggml-rpc-server", "b1", "c", frozenset())
+    llama = Llama(tmp_path / "llama-server", tmp_path / "ggml-rpc-server", "b1", frozenset())
     check = FitCheck(tmp_path / "oracle.json").check(plan_with(UNKNOWN, RUN, 0, 0, 0), UNKNOWN, llama)
     assert await asyncio.wait_for(check, 5.0) == ""
 

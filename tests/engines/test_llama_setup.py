@@ -137,8 +137,12 @@ def test_a_build_in_the_home_folder_is_used(workshop: Workshop) -> None:
     server = install(workshop.folder / "home/llama.cpp/build/bin", worker="rpc-server")
     found = workshop.setup().run()
     assert (found.server, found.worker.name, found.build) == (server, "rpc-server", "b11434")
-    assert found.commit == "0c1e57098"
     assert not workshop.cache.exists()
+
+
+def test_a_build_of_a_shallow_clone_is_named_by_its_commit(workshop: Workshop) -> None:
+    install(workshop.folder / "home/llama.cpp/build/bin", SERVER.replace("${BUILD:-11434}", "1"))
+    assert workshop.setup().run().build == "b1-0c1e57098"
 
 
 def test_the_order_of_the_search(workshop: Workshop) -> None:
@@ -566,7 +570,7 @@ async def test_a_failed_setup_is_repeated(workshop: Workshop, monkeypatch: pytes
 async def test_an_unforeseen_error_does_not_end_the_setup(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = find.Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", "c", frozenset())
+    found = find.Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", frozenset())
     results = iter((RuntimeError("can't start new thread"), RuntimeError("can't start new thread"), found))
 
     async def attempt(*arguments: object) -> find.Llama:

@@ -156,7 +156,7 @@ async def test_bytes_are_forwarded_in_both_directions(route: Route) -> None:
         assert await asyncio.wait_for(reader.readexactly(5), 5) == b"token"
     assert route.asked == [(IDS[1], "d1")]
     assert (tunnel.traffic.up, tunnel.traffic.down) == (15, 15)
-    assert route.tunnels.all() == (tunnel,)
+    assert route.tunnels._open == {tunnel}
     writer.close()
     await until(lambda: route.worker.ended == 1)
 
@@ -488,7 +488,7 @@ async def test_closing_releases_the_port_and_ends_the_connection(route: Route) -
     assert await end_of(reader) == b""
     with pytest.raises(ConnectionError):
         await route.connect(tunnel)
-    assert route.tunnels.all() == ()
+    assert not route.tunnels._open
     writer.close()
 
 

@@ -13,7 +13,7 @@ from sollold.models.model import Model
 from sollold.settings.schema import MIB
 from tests.agent_cluster import TERM, plan, running_agents
 
-NO_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
+NO_LLAMA = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", frozenset())
 MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
 HUGE = 2**62 - 1
 

@@ -56,7 +56,6 @@ class Llama:
     server: Path
     worker: Path
     build: str
-    commit: str
     flags: frozenset[str]
     stamp: tuple[int, ...] = ()
 
@@ -109,7 +108,7 @@ def look_at(server: Path, worker: Path) -> Llama:
     number, commit = match.groups()
     # In a shallow clone the build number is always 1: then only the commit identifies the build.
     build = f"b{number}" if int(number) > 1 else f"b{number}-{commit}"
-    return Llama(server, worker, build, commit, flags, stamp)
+    return Llama(server, worker, build, flags, stamp)
 
 
 def _stamp(*programs: Path) -> tuple[int, ...]:

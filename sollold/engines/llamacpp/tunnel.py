@@ -75,10 +75,6 @@ class Tunnels:
         self._open.add(tunnel)
         return tunnel
 
-    def all(self) -> tuple[Tunnel, ...]:
-        """Return the open tunnels, for metrics."""
-        return tuple(self._open)
-
     async def close(self) -> None:
         """Close all tunnels."""
         if self._unsubscribe is not None:
