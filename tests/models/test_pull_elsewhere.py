@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from sollold.models.transfer.huggingface_hub import HubSource
+from sollold.models.transfer import huggingface_hub
+from sollold.models.transfer.huggingface_hub import HubSource, choose
 from sollold.models.transfer.pull_progress import PullError
 from tests.http_double import HttpDouble
 from tests.models.hub_double import HubDouble
@@ -130,6 +132,27 @@ async def test_an_interrupted_pull_from_the_hub_is_resumed(
         with pytest.raises(PullError, match="is not on") as caught:
             await a.pull("hf.co/org/Other:Q2_K")
         assert caught.value.missing
+    finally:
+        await hub.close()
+
+
+async def test_a_long_list_of_files_does_not_block_the_loop(
+    three: ThreeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _, _ = three.nodes
+    threads = []
+
+    def choose_elsewhere(paths: list[str], tag: str) -> tuple[str, ...]:
+        threads.append(threading.current_thread())
+        return choose(paths, tag)
+
+    monkeypatch.setattr(huggingface_hub, "choose", choose_elsewhere)
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q8_0.gguf": big(tmp_path / "hub.gguf").read_bytes()})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await three.start()
+        assert (await a.pull("hf.co/org/Tiny-GGUF:Q8_0"))[-1] == {"status": "success"}
+        assert threads and threading.main_thread() not in threads
     finally:
         await hub.close()
 

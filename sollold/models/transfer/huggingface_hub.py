@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator
 from pathlib import PurePosixPath
@@ -80,11 +81,21 @@ class Hub:
                 if answer.status != 200:
                     raise HubError(f"{hidden_in_text(url)} answered {answer.status}")
                 raw = await read_at_most(answer, _MAX_BYTES)
-            siblings = msgspec.json.decode(raw, type=_Repository).siblings
+            # A repository may list hundreds of thousands of files, which take seconds.
+            return await asyncio.to_thread(self._items_in, raw, name)
         except Unreachable as error:
             raise HubError(str(error)) from None
         except UNDECODABLE as error:
             raise HubError(f"{hidden_in_text(url)} was not understood: {error}") from None
+
+    def _items_in(self, raw: bytes, name: Name) -> tuple[tuple[str, ...], tuple[Item, ...]]:
+        """Do the same with the repository's description.
+
+        Raises:
+            HubError: it has no such files.
+            One of `UNDECODABLE`: the description is malformed.
+        """
+        siblings = msgspec.json.decode(raw, type=_Repository).siblings
         chosen = choose([sibling.rfilename for sibling in siblings], name.tag)
         if not chosen:
             tags = sorted({_tag(s.rfilename) for s in siblings if s.rfilename.endswith(".gguf")} - {""})
