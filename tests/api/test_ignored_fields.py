@@ -187,6 +187,22 @@ async def test_num_ctx_is_read_in_each_dialect(serve: Serve, http: ClientSession
         assert answer.status == 400 and "num_ctx" in await answer.text()
 
 
+async def test_options_that_goose_sends_to_a_chat_are_fields(serve: Serve, http: ClientSession) -> None:
+    service = text_service()
+    url = await serve(parts(service))
+    path = "/v1/chat/completions"
+    chat: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+    chat |= {"options": {"num_ctx": 2048, "num_predict": 7}}
+    assert await warning_for(http, url + path, chat) == ""
+    assert service.asks[-1].context == 2048
+    body = call_of(service).body
+    assert body["max_tokens"] == 7 and "options" not in body
+    warned = await warning_for(http, url + path, {**chat, "max_tokens": 5, "options": {"num_gpu": 1}})
+    assert "options has no effect" in warned and call_of(service).body["max_tokens"] == 5
+    await warning_for(http, url + path, {**chat, "max_completion_tokens": 6})
+    assert 7 not in call_of(service).body.values()
+
+
 async def test_ollama_gets_num_ctx_on_routes_that_have_it(serve: Serve, http: ClientSession) -> None:
     """On other routes there is a warning."""
     for path in V1:

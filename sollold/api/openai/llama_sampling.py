@@ -16,6 +16,9 @@ from sollold.api.engine.number_ranges import (
 )
 from sollold.api.engine.placement import V1Fields
 
+_OPTIONS = {"num_ctx": "num_ctx", "num_predict": "max_tokens"}
+"""Options of Ollama's API that its provider in goose sends here → the field that means the same."""
+
 
 class LlamaSampling(V1Fields, kw_only=True):
     """Parsed only to check their types, and passed on, except `V1Fields`.
@@ -75,4 +78,20 @@ def with_llamas_names(body: dict[str, Any], parsed: LlamaSampling) -> dict[str, 
     out = {key: value for key, value in body.items() if key != "repetition_penalty"}
     if parsed.repeat_penalty is None:
         out["repeat_penalty"] = parsed.repetition_penalty
+    return out
+
+
+def with_options(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a chat's body with the fields that its ``options`` stand for. Its own fields take precedence."""
+    options = body.get("options")
+    if not isinstance(options, dict):
+        return body
+    out = {key: value for key, value in body.items() if key != "options"}
+    if others := {name: value for name, value in options.items() if name not in _OPTIONS}:
+        out["options"] = others
+    if body.get("max_completion_tokens") is not None:
+        options = {**options, "num_predict": None}
+    for name, field in _OPTIONS.items():
+        if out.get(field) is None and options.get(name) is not None:
+            out[field] = options[name]
     return out

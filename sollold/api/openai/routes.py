@@ -42,7 +42,7 @@ from sollold.api.openai.embeddings import (
 )
 from sollold.api.openai.gathered_choices import GatheredChoices, has_several_prompts, streamed
 from sollold.api.openai.infill import infill_body, read_infilled_piece
-from sollold.api.openai.llama_sampling import with_llamas_names
+from sollold.api.openai.llama_sampling import with_llamas_names, with_options
 from sollold.api.openai.pages import MODEL_PAGES, anthropic_model_object, model_object, model_page
 from sollold.api.openai.raw_completion import raw_generate, read_generated
 from sollold.api.openai.request import (
@@ -175,7 +175,7 @@ class OpenAiRoutes:
         ).run()
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        body, ignored = with_own_constraints(await read_object(request), chat=True)
+        body, ignored = with_own_constraints(with_options(await read_object(request)), chat=True)
         chat = as_type(body, ChatCompletion)
         ignored += chat_warnings(body, chat)
         listed = await self._find(request, chat)
