@@ -58,6 +58,7 @@ class Daemon:
         self._folders = folders
         self._setup_failed = ""
         self._leaving = ""
+        self._reloading = asyncio.Lock()
         self._reload_error = ""
         self._need_restart: tuple[str, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -185,7 +186,11 @@ class Daemon:
 
     def reload(self, read: Callable[[], LoadedSettings]) -> None:
         """Handle SIGHUP: apply the settings that can change, report the rest. Never stops the daemon."""
-        self._start_task(self._reload(read), "reload")
+        self._start_task(self._reload_next(read), "reload")
+
+    async def _reload_next(self, read: Callable[[], LoadedSettings]) -> None:
+        async with self._reloading:  # The settings that are read last must stay.
+            await self._reload(read)
 
     async def _reload(self, read: Callable[[], LoadedSettings]) -> None:
         systemd.reloading()
