@@ -382,11 +382,11 @@ async def test_a_new_pull_waits_for_the_end_of_an_abandoned_one(
     calls: list[str] = []
     settle, open_files = PartialFile.settle, PartialFile.open
 
-    def slow_settle(self: PartialFile, name: str, beside: dict[str, bytes]) -> Path:
+    def slow_settle(self: PartialFile, *arguments: Any) -> Path:
         settling.set()
         proceed.wait(30)
         calls.append("settled")
-        return settle(self, name, beside)
+        return settle(self, *arguments)
 
     def recorded_open(self: PartialFile) -> None:
         calls.append("opened")
