@@ -448,7 +448,7 @@ async def test_aborting_a_pull_ends_the_verification_of_its_files(
         checked.append("all was read")
         return ""
 
-    monkeypatch.setattr("sollold.models.transfer.node_pull.fault_of", record_check)
+    monkeypatch.setattr("sollold.models.transfer.fetch_files.fault_of", record_check)
     leaving = asyncio.create_task(stream.aclose())
     for _ in range(20):
         await asyncio.sleep(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from sollold.models.transfer.part_check import PartCheck
 from sollold.models.transfer.partial_file import Item, PartialFile, slug
 from sollold.models.transfer.pull_progress import Say
 from sollold.models.transfer.rate_limit import RateLimit
-from sollold.models.transfer.verify import adapters_in
+from sollold.models.transfer.verify import adapters_in, fault_of
 
 log = logging.getLogger("sollold.models")
 
@@ -36,7 +36,7 @@ class Download:
     Attributes:
         model: facts written beside the files, so that they are listed as at the source.
         key: identifies the download, so that it resumes where it stopped.
-        check: returns what is wrong with the files of a folder; empty: nothing.
+        content: the digest that the received content must have; empty: any.
         verifiers: nodes that can verify parts, with their display names; they are tried one after another.
         replaces: folder of an older version, whose place it takes.
     """
@@ -45,7 +45,7 @@ class Download:
     items: tuple[Item, ...]
     key: str
     sources: Sequence[Source | BlockingSource]
-    check: Callable[[Path], str]
+    content: str = ""
     verifiers: Mapping[str, str] = field(default_factory=dict)
     replaces: Path | None = None
 
@@ -60,12 +60,16 @@ async def download(
         SourceError: no source provides the data.
         OSError: a file operation failed.
     """
+
+    def check(folder: Path) -> str:
+        return fault_of(folder, job.items, job.content)
+
     partial = PartialFile(own, job.key[:32], job.items, model=job.model.name)
     try:
         await in_thread(threads, partial.open)
         await _receive(job, partial, calls, pace, threads, say)
         say("verifying sha256 digest")
-        verifying = asyncio.ensure_future(in_thread(threads, partial.verify, job.check))
+        verifying = asyncio.ensure_future(in_thread(threads, partial.verify, check))
         try:
             await asyncio.shield(verifying)
         except asyncio.CancelledError:

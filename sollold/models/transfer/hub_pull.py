@@ -14,7 +14,7 @@ from sollold.models.transfer.fetch_files import Download
 from sollold.models.transfer.huggingface_hub import Hub
 from sollold.models.transfer.partial_file import Item
 from sollold.models.transfer.peer_source import paths_of
-from sollold.models.transfer.verify import check_items, fault_of
+from sollold.models.transfer.verify import check_items
 
 
 async def hub_download(hub: Hub, name: Name, present: Model | None, threads: Executor) -> Download | None:
@@ -31,10 +31,7 @@ async def hub_download(hub: Hub, name: Name, present: Model | None, threads: Exe
         return None
     model = Model(str(name), key, "own", (), sum(item.size for item in items), 0.0)
 
-    def check(folder: Path) -> str:
-        return fault_of(folder, items, "")
-
-    return Download(model, items, key, [hub.source(name, paths)], check)
+    return Download(model, items, key, [hub.source(name, paths)])
 
 
 def _is_version(model: Model, key: str, items: tuple[Item, ...]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from pathlib import Path
 
 import aiohttp
 
@@ -17,7 +16,7 @@ from sollold.models.transfer.fetch_files import Download
 from sollold.models.transfer.peer_source import ModelFiles, NodeSource
 from sollold.models.transfer.rate_limit import RateLimit
 from sollold.models.transfer.socket_source import DirectSource
-from sollold.models.transfer.verify import check_items, fault_of
+from sollold.models.transfer.verify import check_items
 
 
 async def node_download(
@@ -58,10 +57,7 @@ async def node_download(
     items = parcel.items
     check_items(items)
 
-    def check(folder: Path) -> str:
-        return fault_of(folder, items, model.digest)
-
-    return Download(replace(model, source="own"), items, model.digest, sources, check, verifiers)
+    return Download(replace(model, source="own"), items, model.digest, sources, model.digest, verifiers)
 
 
 class _Guarded:

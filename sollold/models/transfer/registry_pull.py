@@ -18,7 +18,7 @@ from sollold.models.transfer.ollama_registry import OllamaRegistry
 from sollold.models.transfer.partial_file import Item
 from sollold.models.transfer.peer_source import names_of
 from sollold.models.transfer.remote_header import fetch_header
-from sollold.models.transfer.verify import check_items, fault_of
+from sollold.models.transfer.verify import check_items
 
 
 async def registry_download(
@@ -73,10 +73,7 @@ async def registry_download(
     if reason := refusal(await fetch_header(source, 0, items[0])):
         raise HubError(reason)
 
-    def check(folder: Path) -> str:
-        return fault_of(folder, items, "")
-
-    return Download(model, items, digest, [source], check)
+    return Download(model, items, digest, [source])
 
 
 def _is_from_registry(model: Model) -> bool:
