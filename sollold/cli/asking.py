@@ -86,16 +86,18 @@ def _note(text: str) -> None:
     print(f"sollold: {harmless(text)}", file=sys.stderr)
 
 
-def _member_pass(url: str) -> str:
-    """A pass that proves to the node at ``url`` that this machine is a member; empty if it is not one.
+def _member_pass(url: str) -> tuple[str, str]:
+    """A pass that proves to the node at ``url`` that this machine is a member, and the authority of the
+    cluster; empty if it is not one.
 
     It is sent only to addresses that this machine's daemon knows to be members.
     """
     host = urlsplit(url).hostname or ""
     with contextlib.suppress(ClientError):
         daemon = BlockingClient(url_of(*here()), timeout=5.0)
-        return str(daemon.post("/api/cluster/pass", {"host": host})["pass"])
-    return ""
+        answer = daemon.post("/api/cluster/pass", {"host": host})
+        return str(answer["pass"]), str(answer.get("authority", ""))
+    return "", ""
 
 
 def _own_authority() -> str:

@@ -43,8 +43,9 @@ class BlockingClient:
         url: URL of the node (``http://pc2:11435``); may include a login for a proxy in front of it.
         timeout: limit for a response that is not streamed, in seconds.
         key: API key, if the node requires one.
-        credentials: called for a key if the node requires one and ``key`` is empty, and again whenever that
-            key has expired; may return "".
+        credentials: called if the node requires a key and ``key`` is empty, and again whenever that has
+            expired. Returns a key, or "", and the CA certificate in PEM of nodes that may get it: if ``url``
+            is not HTTPS, it is sent over TLS nevertheless, which nodes offer on the same port.
         authority: called for an additional CA certificate in PEM for HTTPS; may return "".
         notice: called with a sentence when the node has stopped responding, while the request still waits.
 
@@ -58,7 +59,7 @@ class BlockingClient:
         *,
         timeout: float = 30.0,
         key: str = "",
-        credentials: Callable[[], str] | None = None,
+        credentials: Callable[[], tuple[str, str]] | None = None,
         authority: Callable[[], str] | None = None,
         notice: Callable[[str], None] | None = None,
     ) -> None:
@@ -177,7 +178,7 @@ class BlockingClient:
         connection = self._connection(_CONNECT_SECONDS)
         watch = SilenceWatch(self._works, partial(self._warn, timeout), partial(_shut_down, connection))
         try:
-            self._connect(connection)
+            address = self._connect(connection)
             if connection.sock is not None:
                 connection.sock.settimeout(timeout)
             watch.start()
@@ -194,9 +195,14 @@ class BlockingClient:
             raise self._unreachable(error) from error
         status = exchange.answer.status
         if status == 401 and renew and self._credentials is not None:
-            self._key = self._credentials()
-            if self._key:
+            key, issuer = self._credentials()
+            if key:
                 exchange.close()
+                if self.url.startswith("http:"):
+                    self._secure, self._context = True, ssl.create_default_context(cadata=issuer)
+                    # The certificate has the address, but not every name under which it is found.
+                    self._host = address
+                self._key = key
                 return self._open(method, path, body, timeout, renew=False)
             self._credentials = None
         if not 200 <= status < 300:
@@ -226,16 +232,24 @@ class BlockingClient:
             return http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._context)
         return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
 
-    def _connect(self, connection: http.client.HTTPConnection) -> None:
+    def _connect(self, connection: http.client.HTTPConnection) -> str:
+        """Connect, and return the address of the machine."""
         connection.connect()
-        if connection.sock is not None:
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.sock is None:
+            return self._host
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return str(connection.sock.getpeername()[0])
 
     def _unreachable(self, error: BaseException) -> ClientError:
         if type(error) is http.client.BadStatusLine:
             return self._not_sollold("it does not speak HTTP")
         if isinstance(error, ssl.SSLCertVerificationError):
             return ClientError(distrust(self.url, error.verify_message))
+        if isinstance(error, ssl.SSLError) and self.url.startswith("http:"):
+            return ClientError(
+                f"{self.url} offers no TLS, without which this machine does not prove its membership: "
+                "upgrade sollold there, run the command on that machine, or set $SOLLOLD_API_KEY"
+            )
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         return ClientError(no_daemon(self.url, reason, _NODE_OPTION))
 

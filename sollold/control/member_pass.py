@@ -3,7 +3,7 @@
 A daemon gives a caller on its own machine a random token, valid for a few minutes at one other member. That
 member asks the daemon, on the port for nodes where both prove their membership, whether it issued the token
 and for whom. So a token is worthless to a machine that only poses as a member, and to a member that tries it
-on another.
+on another. It is sent over TLS: whoever reads it could use it at the other member.
 """
 
 from __future__ import annotations
@@ -50,9 +50,21 @@ class PassAnswer:
 
 
 class MemberPasses:
-    """Issues passes and checks those of other members."""
+    """Issues passes and checks those of other members.
 
-    def __init__(self, view: View, calls: RpcClient, clock: Callable[[], float] = time.monotonic) -> None:
+    Attributes:
+        authority: returns the CA certificate in PEM by which a member's HTTP port is recognized. In an open
+            cluster it proves nothing: there any machine may become a member.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        calls: RpcClient,
+        authority: Callable[[], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.authority = authority
         self._view = view
         self._calls = calls
         self._clock = clock

@@ -286,7 +286,7 @@ class Daemon:
             trouble.append((parts.meter.problem, ""))
         files = [*parts.catalogue.problems, *abandoned(parts.catalogue.own, time.time())]
         trouble.extend(parts.internet.trouble())
-        if parts.tls is not None:
+        if parts.tls is not None and self.settings.http.tls != "off":
             trouble.extend(parts.tls.trouble())
         if missing := missing_drafter(parts.library, self.settings.placement.speculation):
             trouble.append((missing, "fetch that model with `sollold pull`, or name another in sollold.toml"))

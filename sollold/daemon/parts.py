@@ -13,7 +13,7 @@ from sollold.api.http.server_tls import certificate_of
 from sollold.cluster.admission.orders import secret_of
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.gossip.record_check import printable_name
-from sollold.cluster.net.certificate_authority import Subject, subject_of
+from sollold.cluster.net.certificate_authority import Subject, authority_pem, subject_of
 from sollold.cluster.net.identity import Identity
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.node_key import NodeKey
@@ -108,7 +108,9 @@ class Parts:
         self.keys.register(self.peers)
         self.reach_check = ReachCheck(self.node, self.node.reach, self.calls)
         self.reach_check.register(self.peers)
-        self.passes = MemberPasses(self.node, self.calls)
+        self.passes = MemberPasses(
+            self.node, self.calls, lambda: authority_pem(self.identity.tokens.accepted[0])
+        )
         self.passes.register(self.peers)
         self.secret = SecretChanges(self.node, self.calls)
         self.secret.register(self.peers)

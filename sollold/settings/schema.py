@@ -136,7 +136,7 @@ class HttpSettings:
     tls: Literal["off", "cluster", "own"] = "off"
     """HTTPS for other machines; programs on this machine may still use HTTP. ``cluster``: with a certificate
     of the cluster's own authority, which ``sollold cluster ca`` prints; ``own``: with the one in
-    ``tls_certificate``; ``off``: HTTP only."""
+    ``tls_certificate``; ``off``: as ``cluster``, but HTTP is allowed too."""
     tls_certificate: str = ""
     """For ``tls = "own"``: PEM file with the certificate and its issuers. A renewed file is reloaded
     automatically."""

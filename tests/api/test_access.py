@@ -313,7 +313,7 @@ async def test_a_pass_is_issued_only_locally_and_grants_admin(
     serve: Serve, http: ClientSession, keys: Keys
 ) -> None:
     view = FakeView(record("0" * 16, addresses=("192.168.1.5",)))
-    passes = MemberPasses(view, FakeCalls("0" * 16, {}))
+    passes = MemberPasses(view, FakeCalls("0" * 16, {}), str)
     url = await serve(parts(keys=keys, passes=passes), trusted_proxies=TRUSTED_PROXIES, auth="keys")
     async with http.post(url + "/api/cluster/pass", headers=REMOTE) as answer:
         assert answer.status == 401

@@ -156,9 +156,9 @@ async def test_a_follower_without_a_key_is_disconnected_when_keys_become_require
     view = FakeView(me)
     view.others = {other.node: other}
     server = FakeServer()
-    member_passes = MemberPasses(FakeView(other, view.world), FakeCalls(other.node, {}))
+    member_passes = MemberPasses(FakeView(other, view.world), FakeCalls(other.node, {}), str)
     member_passes.register(server)
-    passes = MemberPasses(view, FakeCalls(me.node, {other.node: server}))
+    passes = MemberPasses(view, FakeCalls(me.node, {other.node: server}), str)
     url = await serve(parts(keys=keys, passes=passes), trusted_proxies=TRUSTED_PROXIES)
     credentials = {"Authorization": f"Bearer {await member_passes.issue('127.0.0.1')}"} if member else {}
     async with (

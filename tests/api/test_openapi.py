@@ -146,7 +146,7 @@ async def test_schemathesis_finds_no_undocumented_answer(serve: Serve, tmp_path:
         puller=steps,
         relay=AcceptingRelay(),
         keys=Keys(view, calls, tmp_path / "keys.json"),
-        passes=MemberPasses(view, calls),
+        passes=MemberPasses(view, calls, str),
         logs=LogService(view, calls, Resolved, tmp_path),
     )
     # Streams of events would never end.

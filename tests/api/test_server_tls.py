@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from sollold.api.http.secure_server import secure_server
 from sollold.api.http.server_tls import CertificateError, CertificateFiles, ClusterCertificate, ServerTls
+from sollold.cluster.net import acceptor
 from sollold.cluster.net.certificate_authority import Subject, authority_pem, issue, subject_of
 from sollold.cluster.net.identity import Identity, Tokens
 from tests.keys import key
@@ -42,12 +43,12 @@ class Echo(asyncio.Protocol):
 
 
 class EchoServer:
-    def __init__(self, tls: ServerTls) -> None:
+    def __init__(self, tls: ServerTls, *, required: bool = True) -> None:
         self.tls = tls
         listening = socket.create_server(("127.0.0.1", 0))
         listening.setblocking(False)
         self.port = listening.getsockname()[1]
-        self._server = secure_server([listening], Echo, tls.context_now)
+        self._server = secure_server([listening], Echo, tls.context_now, required=required)
 
     async def names(self) -> list[str]:
         """DNS names in the certificate that the server presents."""
@@ -124,6 +125,22 @@ async def test_local_plain_http_works_and_failed_handshakes_are_tolerated(served
     assert await served.names() == ["one"]
 
 
+@pytest.mark.parametrize("required", [True, False])
+async def test_other_machines_may_use_http_unless_https_is_required(
+    served: EchoServer, monkeypatch: pytest.MonkeyPatch, required: bool
+) -> None:
+    monkeypatch.setattr(acceptor, "is_loopback", lambda address: False)
+    server = EchoServer(served.tls, required=required)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, local_addr=("127.0.0.2", 0))
+    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+    writer.write_eof()
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 400" if required else b"GET / HTTP/1.1"), answer
+    writer.close()
+    assert await server.names() == ["one"]
+    await server.close()
+
+
 @pytest.mark.parametrize(
     ("certificate", "key", "message"),
     [
@@ -160,17 +177,15 @@ async def test_the_cluster_certificate_follows_addresses_and_the_secret() -> Non
         "*.example.com",
     ]
     assert await served.names() == names
-    before = tls.context_now()
-    await tls.refresh()
-    assert tls.context_now() is before
+    before = await tls.context_now()
+    assert await tls.context_now() is before
     addresses.append("10.1.2.3")
-    await tls.refresh()
-    assert tls.context_now() is not before and tls.trouble() == ()
+    assert await tls.context_now() is not before and tls.trouble() == ()
     identity.change_tokens(Tokens((b"t" * 32,)))
-    await tls.refresh()
     with pytest.raises(ssl.SSLCertVerificationError):
         await served.names()
     identity.change_tokens(Tokens.read(""))
+    await tls.refresh()
     assert "the cluster is open" in tls.trouble()[0][0]
     await served.close()
 

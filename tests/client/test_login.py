@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
 
+from sollold.api.http.secure_server import secure_server
+from sollold.api.http.server_tls import ClusterCertificate, ServerTls
 from sollold.client import ClientError, HybridRouter, OllamaPool, sync_wrapper
 from sollold.client.blocking import BlockingClient
 from sollold.client.http import Client
+from sollold.cluster.net.certificate_authority import Subject, authority_pem
+from sollold.cluster.net.identity import Identity, Tokens
 from tests.http_double import HttpDouble
+from tests.keys import key
 
 KEY = "sk-sollold-abc"
 LOGIN = "Basic " + base64.b64encode("anna:ge:heim/ß".encode()).decode()
+SECRET = b"s" * 32
 HELLO = [{"role": "user", "content": "hi"}]
 
 
@@ -98,32 +105,65 @@ async def test_the_login_appears_in_no_message(caplog: pytest.LogCaptureFixture)
     await router.close()
 
 
-async def test_an_expired_key_is_renewed() -> None:
-    valid = ["key-1"]
+async def test_an_expired_key_is_renewed_and_never_sent_without_tls() -> None:
+    valid, clear = ["key-1"], []
 
     async def handle(request: web.Request) -> web.Response:
+        if not request.secure:
+            clear.append(request.headers.get("Authorization"))
         if request.headers.get("Authorization") != f"Bearer {valid[-1]}":
             return web.json_response({"error": "a key is needed"}, status=401)
         return web.json_response({"ok": True})
 
     app = web.Application()
     app.router.add_post("/", handle)
-    double = HttpDouble()
-    url = await double.serve(app)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    assert runner.server is not None
+    tls = ServerTls(
+        ClusterCertificate(Identity(key(1), Tokens((SECRET,))), lambda: Subject((), ("127.0.0.1",)))
+    )
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    server = secure_server([listening], runner.server, tls.context_now, required=False)
+    # The certificate has the address only.
+    url = f"http://localhost:{listening.getsockname()[1]}"
     try:
-        client = BlockingClient(url, credentials=lambda: valid[-1])
-        for key in ("key-1", "key-2", "key-3"):
-            valid.append(key)
+        client = BlockingClient(url, credentials=lambda: (valid[-1], authority_pem(SECRET)))
+        for name in ("key-1", "key-2", "key-3"):
+            valid.append(name)
             assert await asyncio.to_thread(client.post, "/", {}) == {"ok": True}
+        assert clear == [None]
         issued: list[str] = []
 
-        def issue() -> str:
+        def issue() -> tuple[str, str]:
             issued.append("wrong")
-            return "wrong"
+            return "wrong", authority_pem(SECRET)
 
         client = BlockingClient(url, credentials=issue)
         with pytest.raises(ClientError, match="a key is needed"):
             await asyncio.to_thread(client.post, "/", {})
         assert len(issued) == 1
+        client = BlockingClient(url, credentials=lambda: (valid[-1], authority_pem(b"other" * 8)))
+        with pytest.raises(ClientError, match="is not trusted"):
+            await asyncio.to_thread(client.post, "/", {})
     finally:
-        await double.close()
+        await server.close()
+        await runner.cleanup()
+
+
+async def test_a_key_is_not_sent_where_there_is_no_tls() -> None:
+    clear: list[str | None] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        clear.append(request.headers.get("Authorization"))
+        return web.json_response({"error": "a key is needed"}, status=401)
+
+    app = web.Application()
+    app.router.add_post("/", handle)
+    double = HttpDouble()
+    client = BlockingClient(await double.serve(app), credentials=lambda: ("key-1", authority_pem(SECRET)))
+    with pytest.raises(ClientError, match="offers no TLS"):
+        await asyncio.to_thread(client.post, "/", {})
+    await double.close()
+    assert clear == [None]

@@ -30,7 +30,7 @@ class Node:
         self.view = FakeView(record(name), world)
         self.keys = Keys(self.view, self.calls, self.file, lambda: self.now)
         self.keys.register(self.server)
-        self.passes = MemberPasses(self.view, self.calls, lambda: self.now)
+        self.passes = MemberPasses(self.view, self.calls, str, lambda: self.now)
         self.passes.register(self.server)
 
 

@@ -101,7 +101,8 @@ class KeyRoutes:
         if not client_of(request).local:
             raise bad_request("passes are issued only to programs of this machine", status=403)
         body = as_type(await read_object(request), PassBody)
-        return json_response({"pass": await passes.issue(body.host), "seconds": PASS_SECONDS})
+        issued = await passes.issue(body.host)
+        return json_response({"pass": issued, "seconds": PASS_SECONDS, "authority": passes.authority()})
 
     @property
     def _keys(self) -> Keys:

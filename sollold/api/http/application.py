@@ -215,7 +215,7 @@ class Listener:
         drain: float = 60.0,
         tls: ServerTls | None = None,
     ) -> None:
-        """``drain``: seconds for running requests to finish at `close`; ``tls``: for HTTPS, started."""
+        """``drain``: seconds for running requests to finish at `close`; ``tls``: started; None: HTTP only."""
         self._settings = settings
         self._tls = tls
         logger = logging.getLogger("sollold.http")
@@ -261,7 +261,10 @@ class Listener:
             raise _cannot_listen(host, port, error) from error
         self.port = int(sockets[-1].getsockname()[1])
         if self._tls is not None:
-            self._acceptor = secure_server(sockets, self._connection, self._tls.context_now)
+            required = self._settings.tls != "off"
+            self._acceptor = secure_server(
+                sockets, self._connection, self._tls.context_now, required=required
+            )
             return
         loop = asyncio.get_running_loop()
         for sock in sockets:

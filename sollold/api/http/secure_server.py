@@ -1,4 +1,4 @@
-"""A listener for HTTPS on which programs on this machine may still use HTTP.
+"""A listener for HTTPS and HTTP; the settings may require HTTPS of other machines.
 
 The first byte distinguishes them: a TLS handshake begins with 22 (RFC 8446, 5.1), no HTTP request does.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
+from sollold.api.http.connections import PER_ADDRESS
 from sollold.cluster.net.acceptor import Acceptor, Encryption
 
 BEGIN_SECONDS = 10.0
@@ -25,25 +26,29 @@ _HTTPS_REQUIRED = b'{"error":"this node speaks TLS here: write https:// instead 
 def secure_server(
     sockets: list[socket.socket],
     make: Callable[[], asyncio.BaseProtocol],
-    context: Callable[[], ssl.SSLContext],
+    context: Callable[[], Awaitable[ssl.SSLContext]],
+    *,
+    required: bool,
 ) -> Acceptor:
     """Serve ``make``'s protocols on listening sockets.
 
-    ``context`` returns the TLS context for the next connection.
+    Args:
+        context: returns the TLS context for the next connection.
+        required: only programs on this machine may use HTTP.
     """
 
     async def choose(connection: socket.socket, local: bool) -> Encryption | None:
         async with asyncio.timeout(BEGIN_SECONDS):
             first = await _first_byte(connection)
         if first == _HANDSHAKE:
-            return Encryption(context())
-        if first is not None and local:
+            return Encryption(await context())
+        if first is not None and (local or not required):
             return Encryption(None)
         if first is not None:
             await _refuse(connection)
         return None
 
-    return Acceptor(sockets, make, choose, handshake=BEGIN_SECONDS)
+    return Acceptor(sockets, make, choose, handshake=BEGIN_SECONDS, per_address=PER_ADDRESS)
 
 
 async def _first_byte(connection: socket.socket) -> int | None:

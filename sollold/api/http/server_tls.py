@@ -12,6 +12,7 @@ from typing import Protocol
 
 from cryptography import x509
 
+from sollold.cluster.net.acceptor import is_loopback
 from sollold.cluster.net.certificate_authority import LIFE, Subject, issue
 from sollold.cluster.net.identity import Identity, MemoryFile
 from sollold.errors import system_reason
@@ -23,7 +24,7 @@ from sollold.tasks import cancel_and_wait
 log = logging.getLogger("sollold.http")
 
 _CHECK_SECONDS = 30.0
-"""Seconds between two checks for renewed files, or other addresses of the node."""
+"""Seconds between two checks for a newer certificate, besides those before each handshake."""
 _EXPIRES_SOON = datetime.timedelta(days=14)
 
 
@@ -34,12 +35,15 @@ class CertificateError(OSError):
 def certificate_of(
     settings: HttpSettings, identity: Identity, subject: Callable[[], Subject]
 ) -> ServerTls | None:
-    """Return the certificate that the settings require; None for HTTP. ``subject``: the node's names now."""
-    if settings.tls == "off":
+    """Return the certificate of the port; None: HTTP only. ``subject``: the node's names now.
+
+    Where the settings don't require HTTPS, other nodes' commands still use it to prove their membership.
+    """
+    if settings.tls == "own":
+        return ServerTls(CertificateFiles(settings.tls_certificate, settings.tls_key))
+    if settings.tls == "off" and is_loopback(settings.host):
         return None
-    if settings.tls == "cluster":
-        return ServerTls(ClusterCertificate(identity, subject))
-    return ServerTls(CertificateFiles(settings.tls_certificate, settings.tls_key))
+    return ServerTls(ClusterCertificate(identity, subject))
 
 
 class CertificateSource(Protocol):
@@ -162,8 +166,9 @@ class ServerTls:
         """Stop checking."""
         await cancel_and_wait(self._task)
 
-    def context_now(self) -> ssl.SSLContext:
+    async def context_now(self) -> ssl.SSLContext:
         """Return the TLS context for the next connection. Only after `start`."""
+        await self.refresh()
         assert self._context is not None
         return self._context
 

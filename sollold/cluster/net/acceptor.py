@@ -23,7 +23,7 @@ log = logging.getLogger("sollold.cluster")
 
 PER_ADDRESS = 64
 MOST = 1024
-"""Maximum connections whose handshake is not finished: per remote machine, and in total."""
+"""Maximum connections whose handshake is not finished: usually per remote machine, and in total."""
 _PAUSE_SECONDS = 0.5
 
 
@@ -47,6 +47,7 @@ class Acceptor:
         choose: see `Choose`; an `OSError` or `TimeoutError` closes the connection.
         handshake: timeout of the handshake, in seconds.
         shutdown: timeout of the TLS shutdown, in seconds; None: asyncio's default.
+        per_address: maximum connections from one other machine whose handshake is not finished.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Acceptor:
         *,
         handshake: float,
         shutdown: float | None = None,
+        per_address: int = PER_ADDRESS,
     ) -> None:
         self._sockets = sockets
         self._make = make
         self._choose = choose
         self._handshake = handshake
         self._shutdown = shutdown
+        self._per_address = per_address
         self._handshakes: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         for listener in sockets:
@@ -93,7 +96,7 @@ class Acceptor:
             pending = self._handshakes.get(address, 0)
             # This machine also reaches itself by its own addresses.
             local = is_loopback(address) or peer[0] == connection.getsockname()[0]
-            if (pending >= PER_ADDRESS and not local) or sum(self._handshakes.values()) >= MOST:
+            if (pending >= self._per_address and not local) or sum(self._handshakes.values()) >= MOST:
                 connection.close()
                 continue
             self._handshakes[address] = pending + 1
