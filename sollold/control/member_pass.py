@@ -14,6 +14,9 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from typing import Annotated
+
+from msgspec import Meta
 
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
@@ -39,7 +42,7 @@ _MAX_CHECKS = 4
 class PassRequest:
     """Peer method ``pass``: ask whether the node issued the pass with this SHA-256 for the caller."""
 
-    digest: str
+    digest: Annotated[str, Meta(max_length=64)]
 
 
 @dataclass(frozen=True, slots=True)

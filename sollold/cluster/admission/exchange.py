@@ -24,7 +24,7 @@ from typing import Annotated, ClassVar, TypeVar, cast
 import msgspec
 from msgspec import Meta
 
-from sollold.cluster.admission.keyring import Generation, Keyring, Members
+from sollold.cluster.admission.keyring import DisplayName, Founder, Generation, Keyring, Members
 from sollold.cluster.admission.policy import Standing
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.gossip.record_check import printable_name
@@ -43,7 +43,7 @@ log = logging.getLogger("sollold.cluster")
 T = TypeVar("T")
 
 _MAX_BYTES = 4096
-_MAX_ANSWER_BYTES = 512 * 1024
+MAX_ANSWER_BYTES = 512 * 1024
 """Maximum size of the message of a member, for which anybody may pose: an `Answer` has some hundred names."""
 _TIMEOUT = 5.0
 _MAX_CONNECTIONS = 64
@@ -80,7 +80,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     """Request to be admitted: public key, display name, and a signature of `request_content`."""
 
     key: Annotated[bytes, Meta(min_length=32, max_length=32)]
-    name: Annotated[str, Meta(max_length=64)]
+    name: DisplayName
     signature: Annotated[bytes, Meta(max_length=64)]
 
 
@@ -89,7 +89,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
     state: AdmissionState
     secret: Annotated[str, Meta(max_length=64)] = ""
-    founder: str = ""
+    founder: Founder = ""
     age: float = 0.0
     generation: Generation = 0
     members: Members = ()
@@ -203,7 +203,7 @@ class Welcome(asyncio.Protocol):
 
 def applicant() -> FrameClient:
     """Return the protocol of a stranger's connection to a possible member."""
-    return FrameClient(_MAX_ANSWER_BYTES)
+    return FrameClient(MAX_ANSWER_BYTES)
 
 
 async def greet(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple[Standing, Address]:

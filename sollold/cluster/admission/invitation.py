@@ -21,7 +21,8 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from sollold.cluster.admission.exchange import Answer, applicant, decoded
+from sollold.cluster.admission.exchange import MAX_ANSWER_BYTES, Answer, applicant, decoded
+from sollold.cluster.admission.keyring import DisplayName
 from sollold.cluster.admission.pake import (
     MESSAGE_BYTES,
     PROOF_BYTES,
@@ -87,7 +88,7 @@ class Opening(msgspec.Struct, frozen=True, array_like=True):
     """The newcomer's first message: its public key, display name and SPAKE2 message."""
 
     key: Annotated[bytes, Meta(min_length=32, max_length=32)]
-    name: Annotated[str, Meta(max_length=64)]
+    name: DisplayName
     message: Annotated[bytes, Meta(min_length=MESSAGE_BYTES, max_length=MESSAGE_BYTES)]
 
 
@@ -95,7 +96,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     """The member's response: its name, and with OPEN its SPAKE2 message."""
 
     verdict: InvitationVerdict
-    name: Annotated[str, Meta(max_length=64)]
+    name: DisplayName
     message: Annotated[bytes, Meta(max_length=MESSAGE_BYTES)] = b""
 
 
@@ -112,7 +113,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     verdict: InvitationVerdict
     tries: Annotated[int, Meta(ge=0, le=TRIES)] = 0
     proof: Annotated[bytes, Meta(max_length=PROOF_BYTES)] = b""
-    sealed: bytes = b""
+    sealed: Annotated[bytes, Meta(max_length=MAX_ANSWER_BYTES)] = b""
 
 
 def signed_content(member: bytes, opening: bytes, reply: bytes) -> bytes:

@@ -29,8 +29,12 @@ MAX_MEMBERS = 256
 MAX_OLD = 4
 MAX_GENERATION = 2**40
 
-Secret = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-NodeId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+# The patterns alone would allow a line break at the end.
+Secret = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
+NodeId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$", max_length=16)]
+Founder = Annotated[str, Meta(pattern="^([0-9a-f]{16})?$", max_length=16)]
+"""Id of the node that founded a cluster; empty for an open cluster."""
+DisplayName = Annotated[str, Meta(max_length=64)]
 Generation = Annotated[int, Meta(ge=0, le=MAX_GENERATION)]
 
 
@@ -49,7 +53,7 @@ class KeyringMember:
     """A machine that has, or had, the secret. ``name``: display name."""
 
     node: NodeId
-    name: Annotated[str, Meta(max_length=64)]
+    name: DisplayName
 
 
 Members = Annotated[tuple[KeyringMember, ...], Meta(max_length=MAX_MEMBERS)]

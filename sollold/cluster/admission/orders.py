@@ -31,7 +31,7 @@ log = logging.getLogger("sollold.cluster")
 class AdmitOrder:
     """Admit the waiting machine with this id. The reply says whether it is waiting."""
 
-    node: str
+    node: NodeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class SecretAnswer:
         generation: the newest generation here; ``members``: the known members.
     """
 
-    refusal: str
+    refusal: Annotated[str, Meta(max_length=1000)]
     generation: Generation
     members: Members = ()
     again: bool = False

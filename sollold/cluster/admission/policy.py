@@ -18,8 +18,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Container
+from typing import Annotated
 
-from sollold.cluster.admission.keyring import Generation, Keyring
+from msgspec import Meta
+
+from sollold.cluster.admission.keyring import DisplayName, Founder, Generation, Keyring, NodeId
 from sollold.cluster.net.identity import Tokens
 from sollold.facts import dataclass
 
@@ -40,10 +43,10 @@ class Standing:
         generation: generation of its cluster's secret.
     """
 
-    node: str
-    name: str
-    cluster: str
-    founder: str
+    node: NodeId
+    name: DisplayName
+    cluster: Annotated[str, Meta(max_length=64)]
+    founder: Founder
     age: float
     alone: bool
     open: bool

@@ -111,7 +111,7 @@ class Delta(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc
     boot: Boot
     base: Counter
     version: Counter
-    fields: bytes
+    fields: Annotated[bytes, Meta(max_length=LIMIT)]
     signature: Signature = b""
     """Covers the whole record, not only these fields; empty if there are no fields."""
 

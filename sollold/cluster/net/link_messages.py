@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
+
+from sollold.cluster.gossip.packet import Boot
 
 
 class Hello(msgspec.Struct, frozen=True, tag=0, array_like=True):
     """First message from both sides. ``port``: gossip port; ``boot``: boot number of the process."""
 
-    port: int
-    boot: int
+    port: Annotated[int, Meta(ge=1, le=65535)]
+    boot: Boot
 
 
 class Ping(msgspec.Struct, frozen=True, tag=1, array_like=True):

@@ -335,7 +335,7 @@ class StandingLink(asyncio.Protocol):
                 self._all_arrived.set_result(None)
 
     def _greeted(self, hello: Hello) -> None:
-        if self._hello or not 0 < hello.port < 65536:
+        if self._hello:
             self.bye()
             return
         self._hello, self.boot = True, hello.boot
