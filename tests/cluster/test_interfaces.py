@@ -249,6 +249,28 @@ async def test_many_withdrawn_announcements_do_not_hide_new_ones(monkeypatch: py
     assert [name for name, _ in found] == ["bb", "cc", "dd", "ee"] and len(discovery.seen()) == 2
 
 
+async def test_forged_announcements_do_not_keep_out_another_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ForgedServiceInfo(FakeServiceInfo):
+        def __init__(self, service: str, name: str) -> None:
+            self._forged = name.startswith("forged")
+
+        def parsed_scoped_addresses(self, version: object) -> list[str]:
+            return ["10.0.0.66" if self._forged else "10.0.0.2"]
+
+    monkeypatch.setattr(discovery_module, "AsyncServiceInfo", ForgedServiceInfo)
+    monkeypatch.setattr(discovery_module, "_MAX_INSTANCES", 4)
+    monkeypatch.setitem(FakeServiceInfo.decoded_properties, "c", "another")
+    discovery = make([])
+    for name in (*(f"forged{number}" for number in range(9)), "00000000000000bb"):
+        discovery._on_change(cast(Zeroconf, None), SERVICE, f"{name}.{SERVICE}", ServiceStateChange.Added)
+        await until(lambda: not discovery._asking)
+    assert discovery.announces(["00000000000000bb"]) and discovery.status().foreign == 4
+    asked = [discovery.foreign() for _ in range(50)]
+    assert (("10.0.0.2", 11436),) in {group for groups in asked for group in groups}
+    monkeypatch.setattr(discovery_module, "_MAX_FOREIGN_ASKED", 2)
+    assert {len(discovery.foreign()) for _ in range(50)} == {2}, "seeds are asked as well"
+
+
 async def test_forged_announcements_that_do_not_answer_hide_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
     timeout = asyncio.Event()
 

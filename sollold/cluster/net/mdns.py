@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import Callable, Container, Sequence
 from functools import partial
+from typing import TypeVar
 
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
@@ -23,12 +25,15 @@ from sollold.turns import sleep_until_set
 
 log = logging.getLogger("sollold.cluster")
 
+T = TypeVar("T")
+
 SERVICE = "_sollold._tcp.local."
 _PROTOCOL = "1"
 _ASK_MILLISECONDS = 3000
 _MAX_INSTANCES = 256
 """Maximum instances considered; a LAN full of forged ones must not exhaust the daemon's memory."""
 _MAX_UNASKED = 4096
+_MAX_FOREIGN_ASKED = 12
 _MAX_INTERFACES = 8
 _CLOSE_SECONDS = 2.0
 _RETRY_SECONDS = 60.0
@@ -133,9 +138,12 @@ class Discovery:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def foreign(self) -> tuple[tuple[Address, ...], ...]:
-        """Return the addresses of nodes of other clusters that are announced now."""
-        return tuple(addresses for addresses in self._foreign.values() if addresses)
+    def foreign(self) -> list[tuple[Address, ...]]:
+        """Return the addresses of nodes of other clusters that are announced now; of many a random selection,
+        so that forged ones do not crowd out the other sources of addresses.
+        """
+        found = [addresses for addresses in self._foreign.values() if addresses]
+        return random.sample(found, min(len(found), _MAX_FOREIGN_ASKED))
 
     def announces(self, nodes: Container[str]) -> bool:
         """Whether one of these nodes is announced now as a member of another cluster."""
@@ -244,15 +252,6 @@ class Discovery:
             del self._asking[name]
             self._ask_next()
 
-    def _has_room(self, node: str) -> bool:
-        """Whether ``node`` can be noted as seen; if there are too many, one that withdrew is forgotten."""
-        if node in self._seen or len(self._seen) < _MAX_INSTANCES:
-            return True
-        withdrawn = next((other for other, addresses in self._seen.items() if not addresses), None)
-        if withdrawn is not None:
-            del self._seen[withdrawn]
-        return withdrawn is not None
-
     async def _ask(self, zeroconf: Zeroconf, name: str, node: str) -> None:
         try:
             info = AsyncServiceInfo(SERVICE, name)
@@ -264,24 +263,34 @@ class Discovery:
             version = IPVersion.All if self._ipv6 else IPVersion.V4Only
             addresses = tuple((ip, info.port) for ip in info.parsed_scoped_addresses(version))[:8]
             if properties.get("v") != _PROTOCOL:
-                if addresses and len(self._unlike) < _MAX_INSTANCES:
-                    self._unlike[node] = addresses[0][0]
+                if addresses:
+                    _note(self._unlike, node, addresses[0][0])
                 return
             self._unlike.pop(node, None)
             if properties.get("c") not in self._clusters:
-                if node != self._node and len(self._foreign) < _MAX_INSTANCES:
-                    self._foreign[node] = addresses
+                if node != self._node:
+                    _note(self._foreign, node, addresses)
                 return
             if node == self._node and properties.get("boot") == f"{self._boot:x}":
                 return
             if not addresses:
                 return
             self._foreign.pop(node, None)
-            if node != self._node and self._has_room(node):
-                self._seen[node] = addresses
+            if node != self._node:
+                _note(self._seen, node, addresses)
             self._found(node, addresses)
         except Exception as error:
             log.debug("the announcement %s is invalid: %s", name, error)
+
+
+def _note(table: dict[str, T], node: str, value: T) -> None:
+    """Note what ``node`` announces. If there are too many, one is forgotten that withdrew, else a random one:
+    those that came first may all be forged.
+    """
+    if node not in table and len(table) >= _MAX_INSTANCES:
+        withdrawn = [other for other, addresses in table.items() if not addresses]
+        del table[random.choice(withdrawn or list(table))]
+    table[node] = value
 
 
 def _opened(addresses: tuple[str, ...]) -> tuple[AsyncZeroconf, tuple[str, ...]]:
