@@ -6,8 +6,7 @@ requests can overtake it only for a bounded time, so none starves. Within a leve
 requests in the engine comes first, then the one served longest ago, then the oldest request. In a full queue
 the client with the most requests gives up its last one to a client with fewer.
 
-Of the requests with which an engine has crashed, only one at a time is in the engine without an answer, so
-that another crash shows its cause.
+Requests with which an engine has crashed are tried as described in `sollold.serving.suspects`.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-import msgspec
-
 from sollold.facts import dataclass
+from sollold.serving.protocol import Trial
+from sollold.serving.suspects import HOLD_SECONDS, SuspectTrials, Ticket
 
 STEP = 10.0
 """Waiting time that raises a request by one level, in seconds."""
@@ -28,19 +27,6 @@ _MIN_RETRY_SECONDS = 1.0
 
 
 _MAX_RETRY_SECONDS = 120.0
-
-
-class Ticket(msgspec.Struct, frozen=True):
-    """A queued request. ``arrival``: on this node's clock, minus the time that it waited elsewhere.
-
-    ``suspect``: as in `sollold.serving.protocol.EngineRequest`.
-    """
-
-    id: str
-    priority: int
-    client: str
-    arrival: float
-    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +49,7 @@ class FairQueue:
         self._last_served: dict[str, int] = {}
         self._served = 0
         self._service = 0.0
-        self._suspect = ""
-        """The suspect in the engine that is not answered yet; empty: none."""
+        self._trials = SuspectTrials()
 
     @property
     def active(self) -> int:
@@ -113,8 +98,7 @@ class FairQueue:
         entry = self._running.pop(id, None)
         if entry is None:
             return ()
-        if id == self._suspect:
-            self._suspect = ""
+        self._trials.left(id)
         client, started = entry
         seconds = now - started
         self._service = seconds if self._service == 0.0 else 0.8 * self._service + 0.2 * seconds
@@ -124,9 +108,18 @@ class FairQueue:
 
     def answered(self, id: str, now: float) -> tuple[str, ...]:
         """Note that the engine answers a request. Return the ids admitted now."""
-        if id != self._suspect:
-            return ()
-        self._suspect = ""
+        return self._admit(now) if self._trials.answered(id) else ()
+
+    def causes(self) -> list[str]:
+        """The waiting requests that must have crashed an engine: see `SuspectTrials.is_cause`."""
+        return [id for id, ticket in self._waiting.items() if self._trials.is_cause(ticket)]
+
+    def is_cause(self, ticket: Ticket) -> bool:
+        """Whether ``ticket``, which is not in the queue yet, would be one of `causes`."""
+        return self._trials.is_cause(ticket)
+
+    def tick(self, now: float) -> tuple[str, ...]:
+        """Return the ids admitted because time has passed."""
         return self._admit(now)
 
     def resize(self, slots: int, now: float) -> tuple[str, ...]:
@@ -155,12 +148,11 @@ class FairQueue:
     def _admit(self, now: float) -> tuple[str, ...]:
         admitted = []
         while self._waiting and len(self._running) < self._slots:
-            allowed = [t for t in self._waiting.values() if not (self._suspect and t.suspect)]
+            allowed = [t for t in self._waiting.values() if self._may_start(t, now)]
             if not allowed:
                 break
             ticket = min(allowed, key=lambda ticket: self._rank(ticket, now))
-            if ticket.suspect:
-                self._suspect = ticket.id
+            self._trials.started(ticket)
             del self._waiting[ticket.id]
             self._running[ticket.id] = (ticket.client, now)
             self._client_running[ticket.client] += 1
@@ -168,6 +160,9 @@ class FairQueue:
             self._last_served[ticket.client] = self._served
             admitted.append(ticket.id)
         return tuple(admitted)
+
+    def _may_start(self, ticket: Ticket, now: float) -> bool:
+        return self._trials.may_start(ticket, self._waiting.values(), now)
 
     def _rank(self, ticket: Ticket, now: float) -> tuple[int, int, int, float, str]:
         return (-_level(ticket, now), *self._share(ticket.client), ticket.arrival, ticket.id)
@@ -201,6 +196,10 @@ class QueueFull(Exception):
 
 class QueueClosed(Exception):
     """The endpoint admits no more requests."""
+
+
+class CrashCause(Exception):
+    """The request must have crashed an engine: all others that were in it were answered since."""
 
 
 class AdmissionQueue:
@@ -244,6 +243,7 @@ class AdmissionQueue:
         on_position: Callable[[int], None],
         *,
         suspect: bool = False,
+        trial: Trial | None = None,
     ) -> None:
         """Wait for a slot. `leave` must be called in any case, even after a cancellation.
 
@@ -252,14 +252,19 @@ class AdmissionQueue:
 
         Raises:
             QueueFull: the queue is full, or became so and another client's request takes the place.
+            CrashCause: see there.
             QueueClosed: the request would have to wait, and `dismiss` was called before or during the wait.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        ticket = Ticket(id, priority, client, now - age, suspect)
+        ticket = Ticket(id, priority, client, now - age, suspect, trial, now + HOLD_SECONDS)
+        if self._admission.is_cause(ticket):
+            raise CrashCause
         admitted = self._admission.offer(ticket, now)
         if isinstance(admitted, Full):
-            self._displace(self._admission.displaced_by(ticket, now), QueueFull(admitted.retry_after))
+            displaced = self._admission.displaced_by(ticket, now)
+            if displaced is not None:
+                self._turn_away(displaced, QueueFull(admitted.retry_after))
             admitted = self._admission.offer(ticket, now)
         if isinstance(admitted, Full):
             raise QueueFull(admitted.retry_after)
@@ -276,12 +281,12 @@ class AdmissionQueue:
         await waiter
         on_position(0)
 
-    def _displace(self, id: str | None, full: QueueFull) -> None:
-        """Refuse a waiting request, if ``id`` is one, with ``full``."""
-        waiter = self._waiters.get(id) if id is not None else None
-        if id is None or waiter is None or waiter[0].done():
+    def _turn_away(self, id: str, reason: Exception) -> None:
+        """Refuse a waiting request with ``reason``."""
+        waiter = self._waiters.get(id)
+        if waiter is None or waiter[0].done():
             return
-        waiter[0].set_exception(full)
+        waiter[0].set_exception(reason)
         # Mark it as retrieved: its waiter may be gone.
         waiter[0].exception()
         self.leave(id)
@@ -289,6 +294,8 @@ class AdmissionQueue:
     def answered(self, id: str) -> None:
         """Note that the engine answers a request."""
         self._wake(self._admission.answered(id, asyncio.get_running_loop().time()))
+        for cause in self._admission.causes():
+            self._turn_away(cause, CrashCause())
 
     def leave(self, id: str) -> None:
         """Remove a request that is done or was abandoned by its caller. Unknown ids are ignored."""
@@ -327,5 +334,6 @@ class AdmissionQueue:
 
     def _report_again(self) -> None:
         self._recount = None
+        self._wake(self._admission.tick(asyncio.get_running_loop().time()))
         if self._waiters:
             self._report_positions()

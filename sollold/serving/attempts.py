@@ -143,6 +143,7 @@ class Attempts:
             keep_alive=ask.keep_alive,
             bypass_queue=bypass_queue or call.path in BYPASS_PATHS,
             suspect=self.deaths.suspect,
+            trial=self.deaths.trial,
             trace=tracing.traceparent(),
         )
 
@@ -171,6 +172,9 @@ class Attempts:
                 await opening.cancel()
                 raise StreamError(ErrorKind.DEADLINE, "the engine does not answer a small request")
             if not opening.queued:
+                continue
+            if opening.request.suspect:
+                # It stays with the others: see `Dispatcher`.
                 continue
             better = router.better(view.live(), query, self._loop.time(), key)
             if better is not None:

@@ -139,6 +139,10 @@ class Dispatcher:
         for choice in ranked:
             if choice.candidate.key == preferred:
                 return choice
+        if self.attempts.deaths.suspect:
+            # All suspects of a crash go to the same endpoint, whichever nodes they come from: at most one
+            # more engine can crash, and the last one may turn out to be the cause without another crash.
+            return min(ranked, key=lambda choice: choice.candidate.key, default=None)
         return ranked[0] if ranked else None
 
     async def _try(self, choice: ScoredCandidate, search: _Search) -> Attempt | None:

@@ -1,9 +1,10 @@
 """Detects requests that make engines die, and stops trying them on more engines.
 
 A crash while the engine had no other request without an answer is proof at once: this node then refuses the
-same request for a while. If there were several, each is a suspect and is tried again apart from the others;
-the one with which another engine crashes is the cause. If engines only ended, it takes several in a row; the
-request then fails, but is not remembered.
+same request for a while. If there were several, each is a suspect, and they are tried again one at a time,
+all in the same other engine, the likeliest cause last (`sollold.serving.suspects`). So the cause crashes at
+most one more engine, and none if it was the likeliest one. If engines only ended, it takes several in a row;
+the request then fails, but is not remembered.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 from sollold.cluster.net.view import View
 from sollold.errors import Fault, Refusal, bad_request
 from sollold.facts import dataclass
-from sollold.serving.protocol import StreamError
+from sollold.serving.protocol import StreamError, Trial
 from sollold.serving.request import Ask, Engine
 from sollold.units import seconds_text
 
@@ -104,6 +105,7 @@ class EngineDeaths:
 
     Attributes:
         suspect: whether an engine crashed with this and other requests, none of them answered.
+        trial: the same, if known which other requests these are.
     """
 
     def __init__(self, ask: Ask, quarantine: Quarantine, view: View) -> None:
@@ -111,6 +113,7 @@ class EngineDeaths:
         self._quarantine = quarantine
         self._view = view
         self.suspect = False
+        self.trial: Trial | None = None
         self._deaths: list[_Death] = []
         """Deaths since the last delivery of events."""
         self._crashed_engine = False
@@ -121,6 +124,7 @@ class EngineDeaths:
         if error.crashed:
             self.add_crash(error.message)
         self.suspect |= error.suspect
+        self.trial = error.trial or self.trial
         if error.taken:
             # A stream would have delivered an event if all had been well. Otherwise only a crash counts.
             counts = self._ask.stream or self._ask.embedding
@@ -135,7 +139,7 @@ class EngineDeaths:
     def delivered(self) -> None:
         """Note that events were delivered, so that earlier deaths no longer count against the request."""
         self._deaths.clear()
-        self.suspect = False
+        self.suspect, self.trial = False, None
 
     def check(self) -> None:
         """Refuse the request if it (or an equal one) crashed an engine, or if too many engines ended with it.

@@ -16,10 +16,10 @@ from sollold.cluster.gossip.record import Endpoint, State
 from sollold.cluster.net.http_connection import HttpConnection, ResponseLost
 from sollold.cluster.net.pour import Receiver
 from sollold.engines.llamacpp.exit_reason import OUT_OF_MEMORY
-from sollold.serving.admission import AdmissionQueue, QueueClosed, QueueFull
+from sollold.serving.admission import AdmissionQueue, CrashCause, QueueClosed, QueueFull
 from sollold.serving.engine_client import EngineClient, EngineUnreachable
 from sollold.serving.engines import EngineHost
-from sollold.serving.protocol import EngineRequest, ErrorKind, ResponseHead, StreamError
+from sollold.serving.protocol import EngineRequest, ErrorKind, ResponseHead, StreamError, Trial
 from sollold.serving.watchdog import RequestProgress
 
 log = logging.getLogger("sollold.serving")
@@ -56,7 +56,12 @@ def crash_error(error: StreamError, stream: LocalStream, suspects: Collection[Lo
     """Return ``error`` for a stream of a crashed engine: a single suspect is the cause of the crash."""
     if stream not in suspects:
         return error
-    return replace(error, crashed=len(suspects) == 1, suspect=len(suspects) > 1)
+    if len(suspects) == 1:
+        return replace(error, crashed=True)
+    # Engines mostly crash of what they have just received.
+    *others, last = sorted(suspects, key=lambda other: other.sent)
+    after = tuple(other.request.id for other in others) if stream is last else ()
+    return replace(error, suspect=True, trial=Trial(stream.request.id, after))
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -107,6 +112,8 @@ class LocalStream:
         """None until the request is being sent to the engine."""
         self.failure = ""
         """Why the stream broke off; empty if it did not."""
+        self.sent = 0.0
+        """When the request was sent to the engine, on the loop's clock."""
         self.alone = True
         """Whether no other request was in the engine at the same time."""
         self._queue = queue
@@ -168,12 +175,16 @@ class LocalStream:
                     request.age,
                     on_position,
                     suspect=request.suspect,
+                    trial=request.trial,
                 )
         except LookupError as error:
             raise StreamError(ErrorKind.MOVED, str(error)) from None
         except QueueFull as full:
             message = f"{self._queue.waiting} requests already wait for this model; try again later"
             raise StreamError(ErrorKind.FULL, message, full.retry_after) from None
+        except CrashCause:
+            message = "an engine crashed with this request and others, and the others were answered since"
+            raise StreamError(ErrorKind.ENGINE, message, crashed=True) from None
         except QueueClosed:
             raise self._error or StreamError(
                 ErrorKind.MOVED, "the endpoint accepts no new requests"
@@ -190,7 +201,8 @@ class LocalStream:
         engine = self._host.address(self.request.endpoint)
         if engine is None:
             raise StreamError(ErrorKind.MOVED, "the endpoint no longer exists")
-        self.progress = RequestProgress(self._loop.time(), self._stall, self._speed, self._begin)
+        self.sent = self._loop.time()
+        self.progress = RequestProgress(self.sent, self._stall, self._speed, self._begin)
         path, headers = self.request.path, _HEADERS | engine.headers
         reused, lost = self._client.take_idle(engine.url), False
         try:

@@ -38,6 +38,17 @@ ALIVE = ord("k")
 _HEAD = struct.Struct(">BI")
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """How a request with which an engine crashed is tried again: see `sollold.serving.suspects`.
+
+    ``id``: its id in the crashed engine; ``after``: those of the other suspects if it is the likeliest cause,
+    which is tried last; otherwise empty.
+    """
+
+    id: str
+    after: tuple[str, ...] = ()
+
+
 class EngineRequest(msgspec.Struct, frozen=True):
     """A request for an endpoint.
 
@@ -50,6 +61,7 @@ class EngineRequest(msgspec.Struct, frozen=True):
         bypass_queue: a small request (such as a token count) that need not wait for a slot.
         suspect: an engine crashed with this and other unanswered requests; at most one such request at a time
             is unanswered in an engine.
+        trial: the same, if known which other requests these are.
         trace: `sollold.tracing.traceparent` of the sender; empty: not traced.
     """
 
@@ -65,6 +77,7 @@ class EngineRequest(msgspec.Struct, frozen=True):
     keep_alive: float | None = None
     bypass_queue: bool = False
     suspect: bool = False
+    trial: Trial | None = None
     trace: str = ""
 
 
@@ -124,9 +137,9 @@ class StreamError(Exception):
 
     ``transport``: the node or the engine could not be reached or the connection broke, which a circuit
     breaker counts. ``taken``: the engine had the request when it failed. ``crashed``: a process of the engine
-    crashed because of this request, for which it had produced nothing; ``suspect``: because of this or
-    another such request. ``forced``: the engine was unloaded by force with all its requests, so this request
-    is not retried on another engine.
+    crashed because of this request, for which it had produced nothing; ``suspect``, ``trial``: because of
+    this or another such request. ``forced``: the engine was unloaded by force with all its requests, so this
+    request is not retried on another engine.
     """
 
     kind: ErrorKind
@@ -137,6 +150,7 @@ class StreamError(Exception):
     crashed: bool = False
     suspect: bool = False
     forced: bool = False
+    trial: Trial | None = None
 
     def __post_init__(self) -> None:
         super().__init__(self.message)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollold.serving.admission import STEP, AdmissionQueue, FairQueue, Full, QueueClosed, QueueFull, Ticket
+from sollold.serving.admission import STEP, AdmissionQueue, FairQueue, Full, QueueClosed, QueueFull
+from sollold.serving.protocol import Trial
+from sollold.serving.suspects import HOLD_SECONDS, Ticket
 
 EVENTS = st.lists(
     st.one_of(
@@ -138,6 +140,35 @@ def test_one_suspect_at_a_time_is_unanswered() -> None:
     assert queue.answered("s1", 1.0) == ()
     assert queue.leave("s1", 1.0) == ()
     assert queue.leave("s2", 1.0) == ("s3",)
+
+
+def suspect(id: str) -> Ticket:
+    trial = Trial(f"{id} before", ("s1 before", "s2 before") if id == "likeliest" else ())
+    return Ticket(id, 5, "a", 0.0, suspect=True, trial=trial, held_until=HOLD_SECONDS)
+
+
+def test_the_likeliest_cause_waits_for_the_other_suspects_and_is_found_by_elimination() -> None:
+    queue = FairQueue(3, 100)
+    assert queue.offer(suspect("likeliest"), 0.0) == ()
+    assert queue.offer(suspect("s1"), 0.1) == ("s1",)
+    assert queue.offer(suspect("s2"), 0.1) == ()
+    assert queue.answered("s1", 9.0) == ("s2",)
+    assert queue.causes() == []
+    assert queue.answered("s2", 10.0) == ()
+    assert queue.causes() == ["likeliest"]
+
+
+@pytest.mark.parametrize("crashed", [True, False])
+def test_the_likeliest_cause_is_tried_if_the_others_are_not_all_answered(crashed: bool) -> None:
+    queue = FairQueue(3, 100)
+    assert queue.offer(suspect("likeliest"), 0.0) == ()
+    if crashed:
+        assert queue.offer(suspect("s1"), 0.1) == ("s1",)
+        assert queue.tick(HOLD_SECONDS) == ()
+        assert queue.leave("s1", HOLD_SECONDS) == ("likeliest",)
+    else:
+        assert queue.tick(HOLD_SECONDS / 2) == ()
+        assert queue.tick(HOLD_SECONDS) == ("likeliest",)
 
 
 def test_a_full_queue_estimates_when_to_retry() -> None:

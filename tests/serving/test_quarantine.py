@@ -127,7 +127,8 @@ async def test_the_suspects_of_a_crash_are_the_requests_without_an_answer(
 async def test_of_several_requests_only_the_cause_of_a_crash_is_refused(
     cluster: Cluster, deadly_first: bool, stream: bool
 ) -> None:
-    """Each is tried again apart from the others, so that a second crash shows which one it was."""
+    """They are tried again one at a time, the likeliest cause last: if the others are answered, it is refused
+    without a second crash. If another one is the cause, it crashes one more engine at most."""
     a, first, second = await three_nodes(cluster)
     d, third = await cluster.node("d"), await cluster.reciter()
     for reciter in (first, second):
@@ -140,15 +141,37 @@ async def test_of_several_requests_only_the_cause_of_a_crash_is_refused(
         await until(lambda: len(first.requests) + len(second.requests) == len(tasks))
     d.engines.serve("d3", third, slots=8)
     for reciter in (first, second):
-        reciter.gate.set()
         reciter.fuse.set()
+    # None of the others is answered before the crash.
+    reciters = (first, second, third)
+    await until(lambda: sum(len(reciter.requests) for reciter in reciters) > len(tasks))
+    for reciter in (first, second):
+        reciter.gate.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     refusal = results.pop(0 if deadly_first else 5)
     assert isinstance(refusal, Refusal) and refusal.status == 422
     for result in results:
         assert not isinstance(result, BaseException), result
         assert stream is False or text_of(result) == TEXT
-    assert first.deaths + second.deaths + third.deaths <= 2
+    assert sum(reciter.deaths > 0 for reciter in reciters) == (2 if deadly_first else 1)
+
+
+async def test_a_crash_without_a_cause_among_its_requests_blames_none_whose_caller_has_left(
+    cluster: Cluster,
+) -> None:
+    """The likeliest cause is tried, too, if another suspect was never answered."""
+    a, first, second = await three_nodes(cluster)
+    cluster.nodes[2].view.update_me(endpoints=())
+    first.gate.clear()
+    tasks = []
+    for n in range(2):
+        tasks.append(asyncio.create_task(fetch(a, id=f"r{n}")))
+        await until(lambda: len(first.requests) == len(tasks))
+    tasks[0].cancel()
+    cluster.nodes[1].engines.crash("d1", "it was terminated by SIGSEGV")
+    first.gate.set()
+    cluster.nodes[2].engines.serve("d3", second, slots=8)
+    assert text_of(await tasks[1]) == TEXT
 
 
 @pytest.mark.parametrize("stream", [True, False])
