@@ -125,6 +125,20 @@ async def test_local_plain_http_works_and_failed_handshakes_are_tolerated(served
     assert await served.names() == ["one"]
 
 
+async def test_connections_without_a_first_byte_have_the_limit_of_all_connections(
+    served: EchoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.api.http.secure_server.connection_limit", lambda: 2)
+    server = EchoServer(served.tls, required=False)
+    silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
+    assert await silent[2][0].read() == b""
+    silent[0][1].write(b"hello")
+    assert await silent[0][0].readexactly(5) == b"hello"
+    for _, writer in silent:
+        writer.close()
+    await server.close()
+
+
 @pytest.mark.parametrize("required", [True, False])
 async def test_other_machines_may_use_http_unless_https_is_required(
     served: EchoServer, monkeypatch: pytest.MonkeyPatch, required: bool

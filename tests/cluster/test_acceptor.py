@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 
 import pytest
 
 from sollold.cluster.net import acceptor
+from sollold.cluster.net.acceptor import Acceptor
 from sollold.cluster.net.identity import Identity, Tokens
 from sollold.cluster.net.rpc_server import RpcServer
 from tests.doubles import until
@@ -60,17 +62,22 @@ async def test_handshakes_per_address_are_limited(peers: RpcServer, monkeypatch:
         task.cancel()
 
 
-async def test_the_total_number_of_handshakes_is_limited(
-    peers: RpcServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = peers._server
-    assert server is not None
-    monkeypatch.setattr(acceptor, "MOST", 5)
-    opened = [await asyncio.open_connection("127.0.0.1", peers.port) for _ in range(9)]
+async def test_the_total_number_of_handshakes_is_limited() -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    port = listening.getsockname()[1]
+    never = asyncio.Event()
+
+    async def choose(connection: socket.socket, local: bool) -> None:
+        await never.wait()
+
+    server = Acceptor([listening], asyncio.Protocol, choose, handshake=5.0, total=5)
+    opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(9)]
     ended = [asyncio.ensure_future(_ended(reader)) for reader, _ in opened]
     await until(lambda: sum(task.done() for task in ended) == 4)
+    never.set()
+    await until(lambda: not server._handshakes)
+    await asyncio.gather(*ended)
     for _, writer in opened:
         writer.close()
-    await until(lambda: not server._handshakes)
-    for task in ended:
-        task.cancel()
+    await server.close()

@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
-from sollold.api.http.connections import PER_ADDRESS
+from sollold.api.http.connections import PER_ADDRESS, connection_limit
 from sollold.cluster.net.acceptor import Acceptor, Encryption
 
 BEGIN_SECONDS = 10.0
@@ -48,7 +48,9 @@ def secure_server(
             await _refuse(connection)
         return None
 
-    return Acceptor(sockets, make, choose, handshake=BEGIN_SECONDS, per_address=PER_ADDRESS)
+    # Before their first byte, connections have the same limits as later.
+    total = connection_limit()
+    return Acceptor(sockets, make, choose, handshake=BEGIN_SECONDS, per_address=PER_ADDRESS, total=total)
 
 
 async def _first_byte(connection: socket.socket) -> int | None:

@@ -23,7 +23,7 @@ log = logging.getLogger("sollold.cluster")
 
 PER_ADDRESS = 64
 MOST = 1024
-"""Maximum connections whose handshake is not finished: usually per remote machine, and in total."""
+"""Maximum connections whose handshake is not finished, by default: per remote machine, and in total."""
 _PAUSE_SECONDS = 0.5
 
 
@@ -48,6 +48,7 @@ class Acceptor:
         handshake: timeout of the handshake, in seconds.
         shutdown: timeout of the TLS shutdown, in seconds; None: asyncio's default.
         per_address: maximum connections from one other machine whose handshake is not finished.
+        total: maximum number of all such connections.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Acceptor:
         handshake: float,
         shutdown: float | None = None,
         per_address: int = PER_ADDRESS,
+        total: int = MOST,
     ) -> None:
         self._sockets = sockets
         self._make = make
@@ -66,6 +68,7 @@ class Acceptor:
         self._handshake = handshake
         self._shutdown = shutdown
         self._per_address = per_address
+        self._total = total
         self._handshakes: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         for listener in sockets:
@@ -96,7 +99,8 @@ class Acceptor:
             pending = self._handshakes.get(address, 0)
             # This machine also reaches itself by its own addresses.
             local = is_loopback(address) or peer[0] == connection.getsockname()[0]
-            if (pending >= self._per_address and not local) or sum(self._handshakes.values()) >= MOST:
+            unfinished = len(self._tasks) - len(self._sockets)
+            if (pending >= self._per_address and not local) or unfinished >= self._total:
                 connection.close()
                 continue
             self._handshakes[address] = pending + 1
