@@ -263,6 +263,21 @@ async def test_errors_have_the_texts_that_ollamas_clients_match(serve: Serve, ht
         assert (await answer.json())["cloud"]["disabled"] is True
 
 
+async def test_an_empty_text_among_others_is_left_to_the_engine_as_in_ollama(
+    serve: Serve, http: ClientSession
+) -> None:
+    """Most models for embeddings embed it, since their tokenizers add tokens. OpenAI's API refuses it."""
+    vectors = [{"index": n, "embedding": [1.0, 0.0]} for n in range(2)]
+    service = ScriptedService({"data": vectors, "usage": {"prompt_tokens": 5}})
+    url = await serve(parts(service))
+    body = {"model": "demo", "input": ["one", ""]}
+    status, answer, _ = await post(http, f"{url}/api/embed", body)
+    assert (status, len(answer["embeddings"])) == (200, 2)
+    assert service.asks[-1].calls[Engine.LLAMA].body["input"] == ["one", ""]
+    status, answer, _ = await post(http, f"{url}/v1/embeddings", body)
+    assert status == 400 and "empty" in answer["error"]["message"]
+
+
 async def test_answers_have_the_requested_model_name(serve: Serve, http: ClientSession) -> None:
     alias = {**chunk('the "model":"alias"'), "model": "alias"}
     service = ScriptedService(alias, {**chunk(finish="stop"), "model": "alias"})

@@ -238,8 +238,6 @@ class OllamaRoutes:
         if not embed.input:
             return json_response({"model": embed.model, "embeddings": []})
         texts = [embed.input] if isinstance(embed.input, str) else embed.input
-        if any(not text for text in texts):
-            raise bad_request("an input is empty; an empty string has no embedding")
         ask = self._embedding_ask(caller, embed, listed)
         call = Call("/api/embed", typed_body(body, embed))
         with answering(request, self._context.inflight, ask) as live:
