@@ -21,7 +21,7 @@ from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.vocabulary import compatible
 from sollold.models.listing import Listed, Merger
 from sollold.models.model import Model
-from sollold.models.names import Resolved, behind_alias, exact, resolve, unresolved
+from sollold.models.names import NameIndex, Resolved, behind_alias, exact, resolve, unresolved
 from sollold.models.node_lists import NodeLists
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.name_owners import distinct_names
@@ -83,6 +83,10 @@ class Library:
         self._view = view
         self._calls = calls
         self._aliases = dict(aliases or {})
+        self._index = NameIndex(())
+        """The names of the models known now."""
+        self._away: dict[str, tuple[tuple[Model, ...], NameIndex]] = {}
+        """The lists of offline nodes, and the names in them."""
         self._resolved: dict[str, Resolved] = {}
         """Cached results of `resolve` for the models known now."""
         self.lists = NodeLists(catalogue, view, calls, server, self._changed)
@@ -151,7 +155,8 @@ class Library:
 
     def exact(self, name: str) -> Resolved:
         """Resolve ``name`` without guessing (only aliases and case), for models to be pulled or deleted."""
-        return self._with_offline(exact(name, self._merged()[0], self._aliases))
+        self._merged()
+        return self._with_offline(exact(name, self._index, self._aliases))
 
     def behind_alias(self, name: str) -> str:
         """Return the target if ``name`` is an alias in this node's settings, else an empty string."""
@@ -241,10 +246,10 @@ class Library:
         return ""
 
     def _resolve_live(self, name: str) -> Resolved:
-        models = self._merged()[0]
+        self._merged()
         found = self._resolved.get(name)
         if found is None:
-            found = resolve(name, models, self._aliases)
+            found = resolve(name, self._index, self._aliases)
             if len(self._resolved) >= _MAX_RESOLVED:
                 self._resolved.clear()
             self._resolved[name] = found
@@ -257,9 +262,15 @@ class Library:
         """
         if resolved.name or resolved.candidates:
             return resolved
-        away = []
-        for node, models in self.lists.away().items():
-            match = resolve(resolved.asked, [model.name for model in models], suggest=False)
+        away, lists = [], self.lists.away()
+        self._away = {
+            node: known
+            if (known := self._away.get(node)) is not None and known[0] is models
+            else (models, NameIndex(model.name for model in models))
+            for node, models in lists.items()
+        }
+        for node, (_, index) in self._away.items():
+            match = resolve(resolved.asked, index, suggest=False)
             record = self._view.record(node)
             if record is not None and (match.name or match.candidates):
                 away.append(record.name)
@@ -272,6 +283,7 @@ class Library:
     def _merged(self) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
         if self._merged_lists is None:
             self._merged_lists = self._merger.merge(self.lists.live())
+            self._index = NameIndex(self._merged_lists[0])
             self._resolved.clear()
         return self._merged_lists
 

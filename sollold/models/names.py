@@ -7,9 +7,12 @@ kept for display and ignored in comparisons.
 
 from __future__ import annotations
 
+import heapq
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property, lru_cache
 
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -17,8 +20,14 @@ from sollold.facts import dataclass
 HOST = "registry.ollama.ai"
 NAMESPACE = "library"
 TAG = "latest"
+_DEFAULT_SUFFIX = f":{TAG}"
 _RETRY_SECONDS = 5.0
 """Seconds after which to retry when the model is on an offline node or its store is still being read."""
+
+_MAX_COMPARED = 50
+"""Maximum number of names that are compared in full to suggest similar ones."""
+_MAX_PARTS = 20
+"""Number of parts of a name that decide, by their occurrence, with which ones it is compared in full."""
 
 NAMELESS = "model"
 """Model name for a file whose name has no character that is valid in a model name."""
@@ -179,8 +188,67 @@ class Resolved:
         return message
 
 
+class NameIndex:
+    """Known (canonical) names, for quick look-ups."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = dict.fromkeys(names)
+        """The names, in order."""
+
+    def same(self, name: Name) -> str:
+        """Return the known name that means the same model, or an empty string."""
+        return self._by_key.get(name.key, "")
+
+    def fitting(self, name: Name, *, tagged: bool, scoped: bool) -> list[str]:
+        """Return the names of the same model; ``tagged``, ``scoped``: with the same tag, scope."""
+        entries = self._by_model.get(name.model.lower(), ())
+        return [text for text, entry in entries if _fits(name, entry, tagged=tagged, scoped=scoped)]
+
+    def similar(self, wanted: str) -> tuple[str, ...]:
+        """Return up to three names similar to ``wanted``; the default tag does not count as similarity."""
+        import difflib  # rarely needed: keeps an idle daemon small
+
+        wanted = wanted.removesuffix(_DEFAULT_SUFFIX).lower()
+        likely: Iterable[str] = self._untagged
+        if len(self._untagged) > _MAX_COMPARED:
+            # A full comparison takes some 0.2 ms for each name.
+            parts = [wanted[at : at + 2] for at in range(0, len(wanted) - 1, len(wanted) // _MAX_PARTS + 1)]
+            likely = heapq.nlargest(
+                _MAX_COMPARED, likely, key=lambda text: sum(map(text.__contains__, parts))
+            )
+        matches = difflib.get_close_matches(wanted, likely, n=3, cutoff=0.6)
+        return tuple(self._untagged[text] for text in matches)
+
+    @cached_property
+    def _by_key(self) -> dict[str, str]:
+        return {_parsed(text)[1]: text for text in reversed(self.names)}
+
+    @cached_property
+    def _by_model(self) -> dict[str, list[tuple[str, Name]]]:
+        by_model: defaultdict[str, list[tuple[str, Name]]] = defaultdict(list)
+        for text in self.names:
+            name, _, model = _parsed(text)
+            by_model[model].append((text, name))
+        return by_model
+
+    @cached_property
+    def _untagged(self) -> dict[str, str]:
+        return {text.lower().removesuffix(_DEFAULT_SUFFIX): text for text in self.names}
+
+
+@lru_cache(maxsize=2**15)
+def _parsed(text: str) -> tuple[Name, str, str]:
+    """Return a known name, its key and its model in lower case."""
+    name = parse(text)
+    return name, name.key, name.model.lower()
+
+
 def resolve(
-    asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None, *, suggest: bool = True
+    asked: str,
+    known: Iterable[str] | NameIndex,
+    aliases: Mapping[str, str] | None = None,
+    *,
+    suggest: bool = True,
 ) -> Resolved:
     """Resolve a name among the ``known`` (canonical) names.
 
@@ -190,75 +258,58 @@ def resolve(
     host and namespace, the only model of that name anywhere; a file name.
     """
     asked = behind_alias(asked, aliases)
-    names = tuple(known)
+    index = known if isinstance(known, NameIndex) else NameIndex(known)
     wanted = asked[: -len(_SUFFIX)] if asked.lower().endswith(_SUFFIX) else asked
     try:
         name = parse(wanted)
     except ValueError:
-        return _by_file_name(asked, wanted, names, suggest=suggest)
-    if str(name) in names:
+        return _by_file_name(asked, wanted, index, suggest=suggest)
+    if str(name) in index.names:
         return Resolved(asked, str(name))
-    parsed = {text: parse(text) for text in names}
-    exact = [text for text, candidate in parsed.items() if candidate.key == name.key]
-    if exact:
-        return Resolved(asked, exact[0])
+    if same := index.same(name):
+        return Resolved(asked, same)
     tagged = ":" in wanted.rsplit("/", 1)[-1]
     scoped = "/" in wanted
-    fitting = [text for text, entry in parsed.items() if _fits(name, entry, tagged=tagged, scoped=scoped)]
+    fitting = index.fitting(name, tagged=tagged, scoped=scoped)
     if not fitting and name.tag.lower() == TAG:
         model, tag = of_file(name.model)
-        name = Name(name.host, name.namespace, model, tag)
-        fitting = [text for text, entry in parsed.items() if _fits(name, entry, tagged=True, scoped=scoped)]
+        fitting = index.fitting(Name(name.host, name.namespace, model, tag), tagged=True, scoped=scoped)
     if len(fitting) == 1:
         return Resolved(asked, fitting[0])
     if fitting:
         return Resolved(asked, candidates=tuple(sorted(fitting)))
-    return Resolved(asked, suggestions=_similar(str(parse(wanted)), names) if suggest else ())
+    return Resolved(asked, suggestions=index.similar(str(name)) if suggest else ())
 
 
-def _by_file_name(asked: str, wanted: str, names: tuple[str, ...], *, suggest: bool) -> Resolved:
+def _by_file_name(asked: str, wanted: str, index: NameIndex, *, suggest: bool) -> Resolved:
     """Resolve a file name, which may contain characters that are invalid in model names."""
     stem = wanted.rsplit("/", 1)[-1].strip()
     if not stem:
         return Resolved(asked)
     model, tag = of_file(stem)
-    name = Name(HOST, NAMESPACE, model, tag)
-    parsed = [(text, parse(text)) for text in names]
-    fitting = [text for text, entry in parsed if _fits(name, entry, tagged=tag != TAG, scoped=False)]
+    fitting = index.fitting(Name(HOST, NAMESPACE, model, tag), tagged=tag != TAG, scoped=False)
     # If no character of the name is valid in a model name, there is nothing left to compare.
     if len(fitting) == 1 and model != NAMELESS:
         return Resolved(asked, fitting[0])
     if not suggest:
         return Resolved(asked)
-    return Resolved(asked, suggestions=tuple(sorted(fitting)[:3]) or _similar(f"{model}:{tag}", names))
+    return Resolved(asked, suggestions=tuple(sorted(fitting)[:3]) or index.similar(f"{model}:{tag}"))
 
 
-def _similar(wanted: str, names: Iterable[str]) -> tuple[str, ...]:
-    """Return up to three names similar to the wanted one; the default tag does not count as similarity."""
-    suffix = f":{TAG}"
-    lowered = {text.lower().removesuffix(suffix): text for text in names}
-    wanted = wanted.removesuffix(suffix)
-    import difflib  # rarely needed: keeps an idle daemon small
-
-    matches = difflib.get_close_matches(wanted.lower(), lowered, n=3, cutoff=0.6)
-    return tuple(lowered[text] for text in matches)
-
-
-def exact(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> Resolved:
+def exact(asked: str, known: Iterable[str] | NameIndex, aliases: Mapping[str, str] | None = None) -> Resolved:
     """Resolve a name where guessing would be wrong: for models to be pulled or deleted.
 
     Only an alias or the full name, ignoring case, matches. What `resolve` would have chosen is suggested.
     """
     asked = behind_alias(asked, aliases)
-    names = tuple(known)
+    index = known if isinstance(known, NameIndex) else NameIndex(known)
     try:
-        key = parse(asked).key
+        name = parse(asked)
     except ValueError:
         return Resolved(asked)
-    for name in names:
-        if parse(name).key == key:
-            return Resolved(asked, name)
-    guess = resolve(asked, names)
+    if same := index.same(name):
+        return Resolved(asked, same)
+    guess = resolve(asked, index)
     suggestions = (guess.name,) if guess.name else guess.candidates or guess.suggestions
     return Resolved(asked, suggestions=suggestions)
 

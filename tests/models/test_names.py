@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.models.names import Name, canonical, exact, of_file, parse, quantization_in, resolve
+from sollold.models.names import Name, NameIndex, canonical, exact, of_file, parse, quantization_in, resolve
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,20 @@ def test_an_unknown_name_gives_similar_suggestions() -> None:
     assert answer.name == ""
     assert "llama3.1:70b" in answer.suggestions
     assert "did you mean" in answer.message
+
+
+@pytest.mark.parametrize("asked", ["org27/Some-Modle-77-Instruct:Q5_K_M", "x" * 300, "Some Modle 77.gguf"])
+def test_an_unknown_name_among_10_000_is_resolved_within_a_turn_of_the_loop(asked: str) -> None:
+    names = NameIndex(f"org{n % 50}/Some-Model-{n}-Instruct:Q{n % 8}_K_M" for n in range(10_000))
+    assert resolve("ORG27/some-model-77-instruct:q5_k_m", names).name == "org27/Some-Model-77-Instruct:Q5_K_M"
+    seconds = []
+    for _ in range(3):
+        began = time.thread_time()
+        answer = resolve(asked, names)
+        seconds.append(time.thread_time() - began)
+        assert answer.name == ""
+    assert min(seconds) < 0.05
+    assert ("org27/Some-Model-77-Instruct:Q5_K_M" in answer.suggestions) == asked.startswith("org27")
 
 
 def test_a_missing_tag_is_not_replaced() -> None:
