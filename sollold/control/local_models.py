@@ -324,7 +324,15 @@ def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
             # If we fetched the files, either of the two names may be deleted first, so link them hard.
             if not (target.is_relative_to(inside) and _hard_linked(making / item.name, target)):
                 (making / item.name).symlink_to(target)
-        card = replace(model, name=name, source="own", files=(), projector="", adapters=adapters_in(items))
+        card = replace(
+            model,
+            name=name,
+            source="own",
+            files=(),
+            projector="",
+            adapters=adapters_in(items),
+            named=True,
+        )
         (making / CARD).write_bytes(msgspec.json.encode(card))
         _move_into_place(own, making, folder, old)
     except OSError:

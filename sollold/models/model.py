@@ -39,6 +39,7 @@ class Model:
         license: licence text.
         vocabulary: count and hash of its tokens (`sollold.models.gguf.vocabulary`); empty: unknown.
         unusable: why it can't be run, as a sentence with what to do about it; empty when it can.
+        named: whether a user gave it this name, so that no registry's model of that name replaces it.
         only_ollama: why stock llama.cpp can't read it though Ollama can; empty when it can.
     """
 
@@ -69,3 +70,4 @@ class Model:
     only_ollama: str = ""
     manifest: str = ""
     vocabulary: str = ""
+    named: bool = False

@@ -252,3 +252,30 @@ async def test_the_hub_is_used_when_ollama_fails(three: ThreeNodes, tmp_path: Pa
                 await a.pull("llama3.2:3b")
     finally:
         await hub.close()
+
+
+async def test_the_registry_is_used_when_the_nodes_fail(three: ThreeNodes, tmp_path: Path) -> None:
+    a, b, _ = three.nodes
+    content = big(tmp_path / "tiny.gguf").read_bytes()
+    registry = RegistryDouble(content)
+    a.registry.base = await registry.start()
+    b.registry.base = a.registry.base
+    try:
+        await three.start()
+        await b.pull("tiny")
+        await a.library.lists.refresh("b")
+        a.calls.cut.add("b")
+        assert (await a.pull("tiny"))[-1] == {"status": "success"}
+        assert sole(a.catalogue.own).read_bytes() == content
+    finally:
+        await registry.close()
+
+
+async def test_a_failure_of_nodes_and_registry_names_both(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await three.start()
+    await a.library.lists.refresh("b")
+    a.calls.cut.add("b")
+    with pytest.raises(PullError, match=r"node b could not be reached; 127\.0\.0\.1:9 can't be reached"):
+        await a.pull("tiny")

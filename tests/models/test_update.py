@@ -14,7 +14,8 @@ from sollold.models.model import Model
 from tests.doubles import until
 from tests.models.hub_double import HubDouble
 from tests.models.pulling import Node, ThreeNodes, big, sole
-from tests.models.stores import OllamaStore
+from tests.models.registry_double import RegistryDouble
+from tests.models.stores import OllamaStore, hub_file, hub_repository
 from tests.ollama_standin import Known, Standin
 
 NAME = "llama3.2:3b"
@@ -233,3 +234,95 @@ async def test_an_update_leaves_a_model_alone_that_the_user_moved_among_others(
         assert a.catalogue.get(HUB_NAME)
     finally:
         await hub.close()
+
+
+async def test_a_copy_of_a_registry_model_from_another_node_is_updated(
+    three: ThreeNodes, tmp_path: Path
+) -> None:
+    a, b, _ = three.nodes
+    content = big(tmp_path / "tiny.gguf").read_bytes()
+    registry = RegistryDouble(content, system="Be brief.")
+    a.registry.base = b.registry.base = await registry.start()
+    try:
+        await three.start()
+        await a.pull("tiny")
+        await b.library.lists.refresh("a")
+        await b.pull("tiny")
+        await a.library.lists.refresh("b")
+        sent = registry.sent
+        assert [line["status"] for line in await b.pull("tiny")] == ["pulling manifest", "success"]
+        assert registry.sent == sent
+        registry.put(content, system="Be verbose.")
+        statuses = [line["status"] for line in await b.pull("tiny")]
+        assert "node a still has the older version: delete it there and pull it again" in statuses
+        assert [model.system for model in b.catalogue.models] == ["Be verbose."]
+        again = [line["status"] for line in await b.pull("tiny")]
+        assert any(status.startswith("node a has another version") for status in again)
+    finally:
+        await registry.close()
+
+
+async def test_a_copy_from_another_node_is_updated_though_the_newer_version_has_its_size(
+    three: ThreeNodes, tmp_path: Path
+) -> None:
+    a, b, _ = three.nodes
+    first, second = (big(tmp_path / f"{seed}.gguf", seed=seed).read_bytes() for seed in (1, 2))
+    assert len(first) == len(second)
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q4_K_M.gguf": first})
+    a.environ["HF_ENDPOINT"] = b.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await three.start()
+        await a.pull(HUB_NAME)
+        await b.library.lists.refresh("a")
+        await b.pull(HUB_NAME)
+        requests = len(hub.ranges)
+        assert (await b.pull(HUB_NAME))[-1] == {"status": "success"}
+        assert len(hub.ranges) == requests
+        hub.files["Tiny-Q4_K_M.gguf"] = second
+        assert (await b.pull(HUB_NAME))[-1] == {"status": "success"}
+        assert sole(b.catalogue.own).read_bytes() == second
+    finally:
+        await hub.close()
+
+
+async def test_another_case_of_the_name_downloads_nothing_again(three: ThreeNodes, tmp_path: Path) -> None:
+    a, *_ = three.nodes
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q4_K_M.gguf": big(tmp_path / "1.gguf").read_bytes()})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await three.start()
+        await a.pull(HUB_NAME)
+        requests = len(hub.ranges)
+        assert (await a.pull(HUB_NAME.lower()))[-1] == {"status": "success"}
+        assert len(hub.ranges) == requests
+        assert [model.name for model in a.catalogue.models] == [HUB_NAME]
+    finally:
+        await hub.close()
+
+
+async def test_a_second_name_of_a_pulled_model_is_not_replaced(three: ThreeNodes, tmp_path: Path) -> None:
+    a, b, _ = three.nodes
+    content = big(tmp_path / "tiny.gguf").read_bytes()
+    registry = RegistryDouble(content)
+    a.registry.base = b.registry.base = await registry.start()
+    try:
+        await three.start()
+        await a.pull("tiny")
+        (pulled,) = a.catalogue.models
+        await a.own.copy(pulled, "named")
+        await b.library.lists.refresh("a")
+        await b.pull("named")
+        for node in (a, b):
+            statuses = [line["status"] for line in await node.pull("named")]
+            assert any(status.startswith("the present version stays: it was named so") for status in statuses)
+    finally:
+        await registry.close()
+
+
+async def test_a_pull_says_that_it_does_not_update_the_users_files(three: ThreeNodes, tmp_path: Path) -> None:
+    a, *_ = three.nodes
+    snapshot = hub_repository(a.folder / ".cache/huggingface/hub", "org/Tiny-GGUF")
+    hub_file(snapshot, "Tiny-Q4_K_M.gguf", big(tmp_path / "1.gguf").read_bytes())
+    await three.start()
+    statuses = [line["status"] for line in await a.pull(HUB_NAME)]
+    assert statuses[1:] == [f"the present version stays: {snapshot} is not changed by a pull", "success"]

@@ -115,6 +115,7 @@ def _from_card(model: ShardedFile, card: Model) -> FoundModel:
         params=card.params,
         license=card.license,
         manifest=card.manifest,
+        named=card.named,
         unusable=model.fault,
     )
 

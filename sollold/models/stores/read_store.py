@@ -95,6 +95,7 @@ class Reader:
             license=found.license,
             only_ollama=facts.only_ollama,
             manifest=found.manifest,
+            named=found.named,
         )
 
     def _projector(self, found: FoundModel, facts: HeaderFacts, used: set[str]) -> HeaderFacts | None:
@@ -164,6 +165,7 @@ def _without_facts(found: FoundModel) -> Model:
         unusable=found.unusable,
         only_ollama=reason,
         manifest=found.manifest,
+        named=found.named,
     )
 
 

@@ -66,6 +66,7 @@ class FoundModel:
     context_train: int = 0
     capabilities: tuple[str, ...] = ()
     unusable: str = ""
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)

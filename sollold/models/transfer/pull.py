@@ -235,22 +235,34 @@ class Puller:
                 return
         own = self._catalogue.get(canonical(name))
         if own is not None and own.source == "own" and not own.unusable and not pull.nodes_only:
-            await self._update(pull, parsed, own)
+            await self._update(pull, own)
             return
         holders = self.holders(name)
         if any(node == self._node for node, _ in holders):
+            if not pull.nodes_only and own is not None and own.files and own.source != "own":
+                pull.say(f"the present version stays: {_place_of(own)} is not changed by a pull")
             return
-        on_hub = parsed.host.lower() in HOSTS
+        failure = ""
         if holders:
             try:
                 await self._from_nodes(pull, holders)
                 return
             except (PeerError, SourceError) as error:
                 log.info("%s can't be fetched from another node: %s", name, error)
-                if pull.nodes_only or (not on_hub and not self._ollama_url()):
-                    raise PullError(f"{name}: {error}") from None
+                failure = str(error)
         if pull.nodes_only:
+            if failure:
+                raise PullError(f"{name}: {failure}")
             raise PullError(f"no node of the cluster has {name} any more", missing=True)
+        await self._from_outside(pull, name, failure)
+
+    async def _from_outside(self, pull: _Pull, name: str, failure: str) -> None:
+        """Fetch a model by the local Ollama, else from the hub or Ollama's registry.
+
+        ``failure``: why it could not be fetched from the nodes that have it; empty: none has it.
+        """
+        parsed = parse(name)
+        on_hub = parsed.host.lower() in HOSTS
         if self._ollama_url():
             try:
                 existed = any(model.source == "ollama" for model in self._own_models(parsed))
@@ -264,11 +276,15 @@ class Puller:
                     raise
                 log.info("%s can't be pulled by Ollama: %s; fetching it from the hub", name, error)
         try:
-            job = await self._on_internet(parsed, None)
+            job = await self._on_internet(pull, parsed, None)
         except HubError as error:
+            if failure:
+                raise PullError(f"{name}: {failure}; {error}") from None
             if on_hub:
                 raise
             raise self._absent(name, f"; {error}", "", missing=error.missing) from None
+        if job is None and failure:
+            raise PullError(f"{name}: {failure}")
         if job is None:
             reason = ", and there is no Ollama here to fetch it"
             raise self._absent(name, reason, ", or start Ollama", missing=True)
@@ -283,7 +299,7 @@ class Puller:
             missing=missing,
         )
 
-    async def _on_internet(self, name: Name, present: Model | None) -> Download | None:
+    async def _on_internet(self, pull: _Pull, name: Name, present: Model | None) -> Download | None:
         """Return the download of a model from the hub or Ollama's registry.
 
         None if ``present`` is up to date, or the name is of neither.
@@ -293,9 +309,9 @@ class Puller:
         """
         try:
             if name.host.lower() in HOSTS:
-                return await hub_download(Hub(self._internet), name, present, self._threads)
+                return await hub_download(Hub(self._internet), name, present, self._threads, pull.say)
             if name.host.lower() == HOST:
-                return await registry_download(self._registry, name, present, self._threads)
+                return await registry_download(self._registry, name, present)
         except GgufError as error:
             raise HubError(f"the header of {name} can't be read: {error.reason}") from None
         return None
@@ -310,21 +326,27 @@ class Puller:
             if self._node not in self._library.nodes_with(digest):
                 await self._download(pull, await node_download(holders, self._calls, self._reach, self._pace))
 
-    async def _update(self, pull: _Pull, name: Name, present: Model) -> None:
+    async def _update(self, pull: _Pull, present: Model) -> None:
         """Replace a model in the folder for pulled models by its newest version."""
         folder = Path(present.files[0]).parent
         if folder.parent != self._catalogue.own:
             # Moved there by the user, perhaps together with other files.
             pull.say(f"the present version stays: {folder} is not the folder of a pull")
             return
+        if present.named:
+            pull.say(
+                f"the present version stays: it was named so here; delete {present.name} to pull another"
+            )
+            return
         try:
-            job = await self._on_internet(name, present)
+            # With the name as it was first pulled: its case is part of what identifies the version.
+            job = await self._on_internet(pull, parse(present.name), present)
         except (HubError, SourceError) as error:
             pull.say(f"the present version stays: {error}")
             return
         if job is not None:
             await self._download(pull, replace(job, replaces=folder))
-            self._updates.name_older(present, pull.say)
+        self._updates.report_others(present, pull.say)
 
     async def _download(self, pull: _Pull, job: Download) -> None:
         try:
@@ -347,6 +369,11 @@ class Puller:
 
 def _new_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
+
+
+def _place_of(model: Model) -> str:
+    """Return where a model is that sollold did not pull."""
+    return "Ollama's store" if model.source == "ollama" else str(Path(model.files[0]).parent)
 
 
 def _write_failure(folder: Path, error: OSError) -> str:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import Executor
-from pathlib import Path
 
 from sollold.models.model import Model
 from sollold.models.names import Name
-from sollold.models.stores.folders import read_card
 from sollold.models.stores.llama_support import refusal
 from sollold.models.stores.ollama_manifest import DIGEST, described
-from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.fetch_files import Download
 from sollold.models.transfer.huggingface_hub import HubError
 from sollold.models.transfer.ollama_registry import OllamaRegistry
@@ -21,20 +17,17 @@ from sollold.models.transfer.remote_header import fetch_header
 from sollold.models.transfer.verify import check_items
 
 
-async def registry_download(
-    registry: OllamaRegistry, name: Name, present: Model | None, threads: Executor
-) -> Download | None:
+async def registry_download(registry: OllamaRegistry, name: Name, present: Model | None) -> Download | None:
     """Return the download of a model's version in the registry; None if ``present`` is that version.
 
-    A present model that did not come from the registry is kept: it may have its name from a user.
-
     Raises:
-        HubError: the registry can't be reached, has no such model, or one that only Ollama can run.
+        HubError: the registry can't be reached, has no such model, or one that only Ollama can run;
+            or ``present`` did not come from it.
         SourceError: its files can't be fetched or stored.
         GgufError: its header can't be read.
     """
-    if present is not None and not await in_thread(threads, _is_from_registry, present):
-        return None
+    if present is not None and not present.manifest:
+        raise HubError(f"it did not come from Ollama's registry; delete {name} to pull that of the registry")
     raw, manifest = await registry.manifest(name)
     digest = hashlib.sha256(raw).hexdigest()
     if present is not None and present.manifest == digest:
@@ -74,9 +67,3 @@ async def registry_download(
         raise HubError(reason)
 
     return Download(model, items, digest, [source])
-
-
-def _is_from_registry(model: Model) -> bool:
-    """Return whether a model came from the registry: its card has the digest of the manifest. Blocks."""
-    card = read_card(Path(model.files[0]).parent)
-    return card is not None and card.digest == card.manifest

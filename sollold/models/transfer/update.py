@@ -18,7 +18,7 @@ class ModelUpdates:
     """Updates a model on this node, and then wherever nodes have the same version, as far as possible.
 
     Otherwise its name would still mean the older version, which has had it longer. Other content under the
-    name is left alone.
+    name is left alone, and reported.
 
     Args:
         node: this node's id; ``name_of``: returns the display name of a node.
@@ -30,11 +30,23 @@ class ModelUpdates:
         self._node = node
         self._name_of = name_of
 
-    def name_older(self, copy: Model, say: Say) -> None:
-        """Report the other nodes that still have the version ``copy``, which was replaced here."""
+    def report_others(self, copy: Model, say: Say) -> None:
+        """Report the other nodes with other content than this node under the name of ``copy``.
+
+        ``copy``: what this node had before; nodes that have it still have the older version.
+        """
+        current = self._named(self._node, copy.name)
         for node in self._lists.live():
-            if node != self._node and self._has(node, copy):
+            others = [m for m in self._named(node, copy.name) if not any(_is_same(m, own) for own in current)]
+            if node == self._node or not others:
+                continue
+            if self._has(node, copy):
                 say(f"{self._name_of(node)} still has the older version: delete it there and pull it again")
+            else:
+                say(
+                    f"{self._name_of(node)} has another version, which {copy.name} may mean: if it is "
+                    "older, delete it there and pull it again"
+                )
 
     async def through_ollama(
         self, pull_here: Callable[[], Awaitable[None]], copy: Model, say: Say, *, insecure: bool
@@ -51,11 +63,10 @@ class ModelUpdates:
                 say(f"the present version stays: {error}")
             return
         await self._lists.refresh(self._node)
-        if self._has(self._node, copy):
-            return
-        others = [node for node in self._lists.live() if "ollama" in self._sources(node, copy)]
-        await asyncio.gather(*(self._update_at(node, copy, say, insecure) for node in others))
-        self.name_older(copy, say)
+        if not self._has(self._node, copy):
+            others = [node for node in self._lists.live() if "ollama" in self._sources(node, copy)]
+            await asyncio.gather(*(self._update_at(node, copy, say, insecure) for node in others))
+        self.report_others(copy, say)
 
     async def _update_at(self, node: str, copy: Model, say: Say, insecure: bool) -> None:
         name = self._name_of(node)
@@ -76,9 +87,19 @@ class ModelUpdates:
 
     def _sources(self, node: str, copy: Model) -> set[str]:
         """Return where a node has this version of the model from: an Ollama, a download."""
-        key = parse(copy.name).key
         return {
             model.source
-            for model in self._lists.of(node)
-            if (model.digest, model.manifest) == (copy.digest, copy.manifest) and parse(model.name).key == key
+            for model in self._named(node, copy.name)
+            if (model.digest, model.manifest) == (copy.digest, copy.manifest)
         }
+
+    def _named(self, node: str, name: str) -> list[Model]:
+        key = parse(name).key
+        return [model for model in self._lists.of(node) if parse(model.name).key == key]
+
+
+def _is_same(model: Model, other: Model) -> bool:
+    """Return whether two models are the same version; only Ollama's have a manifest, which covers all."""
+    if model.manifest and other.manifest:
+        return model.manifest == other.manifest
+    return model.digest == other.digest
