@@ -20,14 +20,15 @@ from sollold.models.transfer.verify import check_items
 async def registry_download(registry: OllamaRegistry, name: Name, present: Model | None) -> Download | None:
     """Return the download of a model's version in the registry; None if ``present`` is that version.
 
+    A present model that has no manifest is a file of a user, perhaps on another node, and is kept.
+
     Raises:
-        HubError: the registry can't be reached, has no such model, or one that only Ollama can run;
-            or ``present`` did not come from it.
+        HubError: the registry can't be reached, has no such model, or one that only Ollama can run.
         SourceError: its files can't be fetched or stored.
         GgufError: its header can't be read.
     """
     if present is not None and not present.manifest:
-        raise HubError(f"it did not come from Ollama's registry; delete {name} to pull that of the registry")
+        return None
     raw, manifest = await registry.manifest(name)
     digest = hashlib.sha256(raw).hexdigest()
     if present is not None and present.manifest == digest:
