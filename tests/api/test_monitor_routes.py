@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollold.api.http.inflight import InflightRequest
+from sollold.api.http.inflight import InflightRequest, InflightRequests
 from sollold.control.activity import Activity, RequestStats
 from sollold.control.history import HistoryRequest, NodeHistory, bounded_request
 from sollold.control.monitor import Monitor
 from sollold.errors import Fault, Refusal
 from sollold.machine.gpus import GpuLoad
-from sollold.serving.request import Ask, Engine
+from sollold.serving.request import Ask, Call, Engine
 from tests.api.api_parts import (
     CHAT,
     PlainCluster,
@@ -289,6 +289,33 @@ def test_disconnecting_after_the_whole_answer_is_no_cancellation() -> None:
         live = InflightRequest(Ask("id", "demo", {}, stream=True), "/api/chat", Activity(), ended=ended)
         live.cancelled()
         assert live.outcome == outcome
+
+
+def test_a_stream_that_ended_early_counts_an_estimate_of_its_prompt() -> None:
+    """The engine has read it, but reports its length with the last events only."""
+    requests = InflightRequests(Activity())
+    call = Call("/v1/chat/completions", {"messages": [{"role": "user", "content": "word " * 400}]})
+    live = requests.begin(Ask("id", "demo", {Engine.LLAMA: call}, stream=True), "/api/chat")
+    live.event(json.dumps(chunk("a")).encode())
+    live.cancelled()
+    record = requests.count(live)
+    assert 400 < record.prompt_tokens < 600 and record.tokens == 1
+    waiting = requests.begin(Ask("id", "demo", {Engine.LLAMA: call}, stream=True), "/api/chat")
+    waiting.cancelled()
+    assert requests.count(waiting).prompt_tokens == 0
+
+
+def test_only_tokens_have_gaps() -> None:
+    activity = Activity()
+    requests = InflightRequests(activity)
+    live = requests.begin(Ask("id", "demo", {}, stream=True), "/api/chat")
+    role = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": None}}]}
+    usage = {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 3}}
+    for event in (role, chunk("a"), chunk("b"), chunk("c"), chunk(finish="stop"), usage):
+        live.event(json.dumps(event).encode())
+    requests.count(live)
+    (stats,) = activity.stats.values()
+    assert sum(stats.inter_token.counts) == 2
 
 
 async def test_histories_are_gathered_one_at_a_time(

@@ -25,6 +25,7 @@ from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
 from sollold.api.http.errors import Dialect
 from sollold.api.http.exchange import exchange_of
+from sollold.api.http.inflight import BYTES_PER_TOKEN
 from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext
 from sollold.api.http.route import Route
@@ -79,7 +80,7 @@ class AnthropicRoutes:
                 parsed.stop_sequences or (),
                 omit_thinking=omits,
                 request=id,
-                estimate=lambda: len(msgspec.json.encode(native)) // _BYTES_PER_TOKEN,
+                estimate=lambda: len(msgspec.json.encode(native)) // BYTES_PER_TOKEN,
             )
             return EventEncoder(events, Dialect.ANTHROPIC)
 
@@ -110,6 +111,4 @@ class AnthropicRoutes:
         return await Reply(request, self._context, ask, encoder, warnings=warnings).run()
 
 
-_BYTES_PER_TOKEN = 4
-"""Estimate; Ollama's own."""
 _LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens")

@@ -158,7 +158,9 @@ def _requests(counts: activity.Activity) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "sollold_requests", "Requests to models that have ended", labels=[*names, "outcome"]
     )
-    prompt = CounterMetricFamily("sollold_prompt_tokens", "Tokens of prompts", labels=names)
+    prompt = CounterMetricFamily(
+        "sollold_prompt_tokens", "Tokens of prompts; estimated if a stream ended early", labels=names
+    )
     generated = CounterMetricFamily("sollold_generation_tokens", "Tokens generated", labels=names)
     texts = {
         "first_token": ("sollold_time_to_first_token_seconds", "Time from the request to the first token"),

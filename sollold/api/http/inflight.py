@@ -21,6 +21,8 @@ from sollold.control.activity import (
 from sollold.errors import Refusal
 from sollold.serving.request import Ask, Routing, Waiting
 
+BYTES_PER_TOKEN = 4
+"""For estimates: bytes of a request's JSON for each token of its prompt, as Ollama assumes."""
 _MAX_ERROR_CHARACTERS = 300
 """Maximum characters of an error that are kept."""
 
@@ -116,7 +118,12 @@ class InflightRequest(msgspec.Struct):
             prompt, generated = map(sum, zip(*self.usages, strict=True))
             return prompt // max(1, min(choices, len(self.usages))), generated
         counts = token_counts(*self.tail)
-        return counts or (self.prompt_tokens, self.events if self.ask.stream else 0)
+        if counts is not None:
+            return counts
+        if self.events and self.ask.stream:
+            # It ended early; an engine reports the counts with its last events.
+            return len(msgspec.json.encode(body)) // BYTES_PER_TOKEN, self.events
+        return self.prompt_tokens, 0
 
     def finished(self) -> FinishedRequest:
         """Return the record to keep of it."""
@@ -181,6 +188,8 @@ class InflightRequests:
         # The tokens of a stream were counted as they came, unless it came in one piece.
         if entry.events < 2:
             self.activity.tokens += max(0, record.tokens - entry.events)
+        # Events without a token, such as a role, came together with others.
+        entry.gaps[0] -= min(entry.gaps[0], max(0, entry.events - record.tokens))
         lost = entry.routing.gap_ms / 1000 if entry.routing is not None else 0.0
         self.activity.add_finished(record, entry.gaps, max(0.0, entry.last - entry.first), lost)
         return record
