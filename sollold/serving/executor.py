@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from sollold import tracing
 from sollold.cluster.gossip.record import Backend
 from sollold.cluster.net.pour import Receiver
@@ -44,6 +46,9 @@ _MAX_RESUMES = 20
 """Maximum faults one response may survive; beyond that, something else is wrong."""
 _MAX_ENGINE_ERRORS = 2
 """Errors reported by engines in one response before the next one is attributed to the request itself."""
+_PARTIAL_CALL = (
+    "the model's tool call can't be parsed, and a part of it was already sent; send the request again"
+)
 
 
 class RequestExecutor:
@@ -368,11 +373,14 @@ class RequestExecutor:
     def _engine_error(self, reader: EventReader, attempt: Attempt) -> Exception:
         """Return the exception for an error in the stream: a fault to recover from, or the caller's error."""
         refusal = engine_refusal(stream_status(reader.error), reader.error)
+        unparsed = self._continuation if is_unparsed(refusal.message) else None
+        if unparsed is not None and unparsed.has_tool_call and not self._ask.gathered:
+            return Refusal(Fault.ENGINE, _PARTIAL_CALL, status=500)
         self._engine_errors += 1
         if is_callers_fault(refusal) or self._engine_errors > _MAX_ENGINE_ERRORS:
             return refusal
-        if self._continuation is not None and is_unparsed(refusal.message):
-            self._continuation.forbid_tool_calls()
+        if unparsed is not None:
+            unparsed.forbid_tool_calls()
         crashed = not reader.delivered and runner_crashed(refusal.message)
         cause = crashed and self._attempts.is_cause(attempt.stream)
         message = f"the engine failed: {refusal.message}"
@@ -410,7 +418,11 @@ class RequestExecutor:
         try:
             failed = attempt.candidate
             without = frozenset(() if is_unparsed(error.message) else (failed.key,))
-            search = find_rest(self._dispatcher, self._ask, limit, failed.engine, without, rest)
+            ask = self._ask
+            if restart and continuation is not None and is_unparsed(error.message):
+                # The same request would end in the same way.
+                ask = replace(ask, calls={failed.engine: continuation.call})
+            search = find_rest(self._dispatcher, ask, limit, failed.engine, without, rest)
             new = await self._find(search)
         except Refusal as refusal:
             if refusal.fault in (Fault.TIMEOUT, Fault.BAD_REQUEST) or refusal is self._stopped:

@@ -10,6 +10,7 @@ import msgspec
 from sollold.errors import Fault, Refusal
 from sollold.serving.attempts import BYPASS_LIMIT, Attempt
 from sollold.serving.dispatch import Dispatcher
+from sollold.serving.engine_error import is_unparsed
 from sollold.serving.protocol import StreamError
 from sollold.serving.request import Ask, Call, Delivered, Engine
 from sollold.serving.resume.base import Continuation, NotResumable
@@ -70,7 +71,8 @@ def must_restart(error: StreamError, continuation: Continuation | None, *, gathe
     ``gathered``: the caller has not delivered any of it yet.
 
     Raises:
-        Refusal: INTERRUPTED, if the beginning has already been delivered.
+        Refusal: INTERRUPTED, if the beginning has already been delivered; ENGINE, if what follows can't be
+            parsed.
     """
     if continuation is None or not continuation.delivered:
         return False
@@ -78,6 +80,9 @@ def must_restart(error: StreamError, continuation: Continuation | None, *, gathe
         continuation.check()
     except NotResumable as cause:
         if not gathered:
+            if is_unparsed(error.message):
+                # All is delivered except the model's attempt at a tool call.
+                raise Refusal(Fault.ENGINE, error.message, status=500) from None
             raise Refusal(
                 Fault.INTERRUPTED,
                 f"the answer was interrupted ({error}) and can't be continued exactly: {cause}. Try again",

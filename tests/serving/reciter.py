@@ -36,12 +36,13 @@ class Reciter:
     ``padding``: bytes of comments before each event. ``pings``: send comments while hanging. ``once``: close
     a connection on its second request. ``error_gate``: answers with ``status`` wait for it.
     ``unparsed_after``: events after which a streamed chat that may call tools ends with the error for a call
-    that can't be parsed.
+    that can't be parsed; ``partial_call``: part of the call is sent before.
     """
 
     def __init__(self) -> None:
         self.end_after: int | None = None
         self.unparsed_after: int | None = None
+        self.partial_call = False
         self.die_after: int | None = None
         self.hang_after: int | None = None
         self.poison = ""
@@ -170,7 +171,9 @@ class Reciter:
             events.append({"choices": [], "id": id, "created": 1, "usage": usage, "timings": timings})
         if self.unparsed_after is not None and body.get("tool_choice") != "none":
             text = "The model produced output that does not match the expected peg-native format"
-            events[self.unparsed_after :] = [{"error": {"code": 500, "message": text}}]
+            call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a":'}}
+            partial = [chunk({"tool_calls": [call]})] if self.partial_call else []
+            events[self.unparsed_after :] = [*partial, {"error": {"code": 500, "message": text}}]
         return await self._sse(request, events, done="error" not in events[-1])
 
     async def text(self, request: web.Request) -> web.StreamResponse:

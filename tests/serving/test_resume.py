@@ -751,3 +751,34 @@ async def test_a_stream_whose_tool_call_can_not_be_parsed_continues_as_text(clus
     assert events[-1]["usage"]["completion_tokens"] == len(WORDS)
     chats = [body for path, body, _ in engine.requests if path == "/v1/chat/completions"]
     assert [body["tool_choice"] for body in chats] == ["auto", "none"]
+
+
+async def test_a_call_that_can_not_be_parsed_after_a_part_was_sent_is_a_clear_error(cluster: Cluster) -> None:
+    a = await cluster.node("a")
+    engine = await cluster.reciter()
+    a.engines.serve("d1", engine, slots=1)
+    engine.unparsed_after, engine.partial_call = 9, True
+    answer = await a.serving.open(ask(tools=[{}], tool_choice="auto"), lambda _: None)
+    with pytest.raises(Refusal, match="tool call can't be parsed") as refused:
+        await read(answer)
+    assert refused.value.fault is Fault.ENGINE
+    # If nothing was delivered to the client yet, the answer starts over as text.
+    answer = await a.serving.open(ask(tools=[{}], tool_choice="auto", gathered=True), lambda _: None)
+    events = [event async for event in answer.events]
+    restart = events.index(b"")
+    assert text_of([json.loads(event) for event in events[restart + 1 :]]) == TEXT
+    chats = [body for path, body, _ in engine.requests if path == "/v1/chat/completions"]
+    assert [body["tool_choice"] for body in chats] == ["auto", "auto", "none"]
+
+
+async def test_a_call_that_can_not_be_parsed_ends_an_answer_that_can_not_be_continued(
+    cluster: Cluster,
+) -> None:
+    a = await cluster.node("a")
+    engine = await cluster.reciter()
+    a.engines.serve("d1", engine, slots=1)
+    engine.unparsed_after = 9
+    answer = await a.serving.open(ask(tools=[{}], logprobs=True), lambda _: None)
+    with pytest.raises(Refusal, match="does not match the expected") as refused:
+        await read(answer)
+    assert refused.value.fault is Fault.ENGINE

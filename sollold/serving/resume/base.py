@@ -63,6 +63,12 @@ class Continuation(ABC):
         self.fold()
         return "".join(self._thinking) + "".join(self._content)
 
+    @property
+    def has_tool_call(self) -> bool:
+        """Whether a tool call was delivered, or a part of one."""
+        self.fold()
+        return self._tool_call
+
     def add_events(self, events: list[bytes]) -> None:
         """Record events that are delivered to the caller unchanged."""
         self._unread += events
