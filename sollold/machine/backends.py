@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from sollold.facts import dataclass
+from sollold.machine.program import run_program
 from sollold.settings.schema import MIB
 
 log = logging.getLogger("sollold.machine")
@@ -47,15 +48,7 @@ def listed(server: Path) -> list[ListedDevice] | None:
     Returns None if it can't be run or fails; the log says why.
     """
     try:
-        result = subprocess.run(
-            [server, "--list-devices"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRONMENT},
-            timeout=_TIMEOUT,
-            check=False,
-        )
+        result = run_program([server, "--list-devices"], _TIMEOUT, env=ENVIRONMENT)
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("%s --list-devices failed: %s", server, error)
         return None

@@ -95,9 +95,8 @@ class Stuck:
     """A program that waits in the kernel for a disk: it gives no output and can't be killed."""
 
     returncode = None
-
-    def kill(self) -> None:
-        pass
+    pid = 2**30
+    """Of no process."""
 
     async def wait(self) -> None:
         await asyncio.Event().wait()

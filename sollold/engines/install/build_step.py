@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import subprocess
 import threading
 from collections import deque
@@ -15,6 +14,7 @@ from typing import BinaryIO
 
 from sollold.errors import system_words
 from sollold.machine.child_guard import guarded
+from sollold.machine.program import kill_group
 
 _MAX_LINES = 400
 _FAULT = re.compile(
@@ -135,8 +135,7 @@ class Steps:
     def _kill(self) -> None:
         """Kill the command and its descendants; a group's id is not reused until the whole group is gone."""
         if self._running is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._running.pid, signal.SIGKILL)
+            kill_group(self._running.pid)
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):

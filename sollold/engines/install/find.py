@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sollold.errors import system_words
 from sollold.facts import dataclass
+from sollold.machine.program import run_program
 from sollold.settings.location import expanded, home_folder
 from sollold.settings.schema import LlamaSettings
 
@@ -168,14 +169,7 @@ def _is_file(path: Path) -> bool:
 
 def _ask(program: Path, option: str) -> str:
     try:
-        done = subprocess.run(
-            [program, option],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_ASK_SECONDS,
-            check=False,
-        )
+        done = run_program([program, option], _ASK_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         if isinstance(error, subprocess.TimeoutExpired) or error.errno in _PASSING:
             raise LlamaSilent(program, system_words(error)) from error

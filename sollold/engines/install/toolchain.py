@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sollold.facts import dataclass
+from sollold.machine.program import run_program
 
+_ASK_SECONDS = 20.0
 _MIN_CMAKE = (3, 18)
 _VULKAN_HEADERS = (Path("/usr/include/vulkan/vulkan.h"), Path("/usr/local/include/vulkan/vulkan.h"))
 
@@ -81,12 +83,10 @@ def _gcc() -> int:
     """Return the compiler's major version; 0 if unknown."""
     compiler = os.environ.get("CXX") or "c++"
     try:
-        output = subprocess.run(
-            [compiler, "-dumpversion"], capture_output=True, text=True, timeout=20, check=False
-        ).stdout
+        output = run_program([compiler, "-dumpversion"], _ASK_SECONDS, with_errors=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    major = output.strip().partition(".")[0]
+    major = output.decode("utf-8", "replace").strip().partition(".")[0]
     return int(major) if major.isdigit() else 0
 
 
@@ -106,12 +106,10 @@ def generator() -> tuple[str, str] | None:
     if cmake is None or ninja is None:
         return None
     try:
-        output = subprocess.run(
-            [cmake, "--version"], capture_output=True, text=True, timeout=20, check=False
-        ).stdout
+        output = run_program([cmake, "--version"], _ASK_SECONDS, with_errors=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = re.search(r"version (\d+)\.(\d+)", output)
+    match = re.search(rb"version (\d+)\.(\d+)", output)
     if match is None or (int(match[1]), int(match[2])) < _MIN_CMAKE:
         return None
     return cmake, ninja

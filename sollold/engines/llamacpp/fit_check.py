@@ -24,6 +24,7 @@ from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.machine.backends import ENVIRONMENT
 from sollold.machine.child_guard import guarded
+from sollold.machine.program import kill_group
 from sollold.models.footprint.read_shape import shape_of
 from sollold.models.footprint.run_options import Run
 from sollold.models.gguf import reader
@@ -154,6 +155,7 @@ async def _ask(run: Run, model: Model, llama: Llama) -> ReportedMemory | None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, **ENVIRONMENT, "GGML_NO_BACKTRACE": "1"},
+            start_new_session=True,
         )
     except OSError as error:
         log.info("%s could not be started: %s", PROGRAM, error)
@@ -165,8 +167,8 @@ async def _ask(run: Run, model: Model, llama: Llama) -> ReportedMemory | None:
         log.info("%s did not answer for %s within %.0f s", PROGRAM, model.name, ASK_SECONDS)
         return None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        if process.returncode is None:
+            kill_group(process.pid)
         with contextlib.suppress(TimeoutError):
             # It does not end while it waits in the kernel for a disk or network share.
             async with asyncio.timeout(_KILL_SECONDS):

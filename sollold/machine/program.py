@@ -1,0 +1,54 @@
+"""Runs a short-lived program and returns its output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def run_program(
+    command: Sequence[str | Path],
+    timeout: float,
+    *,
+    env: Mapping[str, str] | None = None,
+    with_errors: bool = True,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run ``command`` without input, and return its exit status and output. Call it off the loop.
+
+    It may be a script that runs the actual program: after ``timeout`` seconds all its processes are killed.
+
+    Args:
+        command: the program and its arguments.
+        timeout: limit in seconds.
+        env: additional environment variables.
+        with_errors: the output includes that to stderr, which otherwise is discarded.
+
+    Raises:
+        OSError: it can't be run.
+        subprocess.TimeoutExpired: it took too long.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if with_errors else subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+        start_new_session=True,
+    )
+    with process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except BaseException:
+            kill_group(process.pid)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def kill_group(leader: int) -> None:
+    """Kill a process that began a session, whose exit was not awaited yet, and its descendants."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)

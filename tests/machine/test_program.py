@@ -1,0 +1,27 @@
+"""Short-lived programs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sollold.machine.program import run_program
+
+
+def test_a_program_that_takes_too_long_is_killed_with_the_program_that_it_runs(tmp_path: Path) -> None:
+    script, told = tmp_path / "llama-server", tmp_path / "pid"
+    script.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {told}\nwait\n")
+    script.chmod(0o755)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_program([script, "--version"], 1.0)
+    if psutil.pid_exists(pid := int(told.read_text())):
+        psutil.Process(pid).wait(5)
+
+
+@pytest.mark.parametrize(("with_errors", "output"), [(True, b"out\nerror\n"), (False, b"out\n")])
+def test_the_output_includes_errors_if_wanted(with_errors: bool, output: bytes) -> None:
+    done = run_program(["/bin/sh", "-c", "echo out; echo error >&2; exit 3"], 30.0, with_errors=with_errors)
+    assert (done.returncode, done.stdout) == (3, output)
