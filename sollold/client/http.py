@@ -259,6 +259,8 @@ class _Exchange:
             data=data,
             headers=headers,
             timeout=timeout,
+            # Otherwise a POST would become a GET, and another host would get the key.
+            allow_redirects=False,
             trace_request_ctx=self,
         )
         self._pending = self._ask()
@@ -281,6 +283,10 @@ class _Exchange:
                     f"there is no HTTPS at {self._url}; if it speaks HTTP, name {plain}"
                 ) from error
             raise NodeLost(no_daemon(self._url, _reason(error), _NODE_ARGUMENT)) from error
+        if 300 <= response.status < 400:
+            target = response.headers.get("Location")
+            response.release()
+            raise ClientError(f"{self._url} redirects to {target}: name that node with {_NODE_ARGUMENT}", 502)
         if response.status >= 400:
             body: object = {}
             with contextlib.suppress(ValueError, aiohttp.ClientError, TimeoutError):

@@ -37,6 +37,27 @@ async def test_a_node_that_reports_a_timeout_is_not_lost(caplog: pytest.LogCaptu
     assert paths == ["/api/chat"] and "lost" not in caplog.text
 
 
+async def test_a_redirect_is_refused_with_the_address_to_use() -> None:
+    """Followed, a POST would become a GET, as if the node had no such path."""
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound("https://pc.example/api/chat")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", redirect)
+    node = HttpDouble()
+    url = await node.serve(app)
+    try:
+        async with Client(url) as client:
+            for call in (client.get("/api/version"), client.post("/api/chat", {}), client.delete("/x", {})):
+                with pytest.raises(ClientError, match=r"redirects to https://pc\.example/api/chat: "):
+                    await call
+            with pytest.raises(ClientError, match="redirects to"):
+                await anext(client.stream("/api/chat", {}))
+    finally:
+        await node.close()
+
+
 async def test_a_connection_closed_by_the_node_is_replaced() -> None:
     """For example when the node restarted while the caller's event loop was busy."""
     connections = []
