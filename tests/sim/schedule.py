@@ -15,6 +15,8 @@ from .world import Machine, Process, Weather, World
 
 HEAL_SECONDS = 30.0
 """Seconds after the last fault within which all must agree again."""
+FAULT_SECONDS = 12.0
+"""Seconds within which every fault that ends by itself has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Schedule:
             self.partition,
             self.isolate,
             self.one_way,
+            self.lossy,
+            self.flap,
             self.ring,
             self.swizzle,
             self.heal,
@@ -141,7 +145,7 @@ class Schedule:
         machine = self._pick()
         if machine is not None and machine.process is not None and not machine.process.stopped:
             process = machine.process
-            seconds = self.random.choice((0.5, 2.0, 5.0, 12.0))
+            seconds = self.random.choice((0.5, 2.0, 5.0, FAULT_SECONDS))
             self.world.log(f"{machine.name} is stopped for {seconds} s")
             process.stop()
             self.world.call_at(self.world.now + seconds, process.resume)
@@ -172,6 +176,28 @@ class Schedule:
         self.world.log(f"nothing gets from {sender.name} to {receiver.name}")
         self.world.cut.add((sender.number, receiver.number))
 
+    def lossy(self) -> None:
+        """Lose datagrams of one machine in one direction: a bad cable, or a firewall that drops UDP."""
+        machine = self.random.choice(self.world.machines)
+        loss = self.random.choice((0.3, 0.7, 1.0))
+        hears = self.random.random() < 0.5
+        self.world.log(
+            f"{machine.name} loses {loss:.0%} of the datagrams that it {'gets' if hears else 'sends'}"
+        )
+        for other in self.world.machines:
+            if other is not machine:
+                pair = (other.number, machine.number) if hears else (machine.number, other.number)
+                self.world.lossy[pair] = loss
+
+    def flap(self) -> None:
+        """Disconnect and reconnect a machine repeatedly, as a switch with a bad port does."""
+        machine = self.random.choice(self.world.machines)
+        down, up = self.random.choice(((0.3, 0.7), (1.0, 2.0), (2.0, 2.0)))
+        for number in range(int(FAULT_SECONDS / (down + up))):
+            begin = self.world.now + number * (down + up)
+            self.world.call_at(begin, self._split, [machine])
+            self.world.call_at(begin + down, self._rejoin, machine)
+
     def ring(self) -> None:
         self.world.log("each machine reaches only its neighbours")
         numbers = [machine.number for machine in self.world.machines]
@@ -199,6 +225,7 @@ class Schedule:
     def heal(self) -> None:
         self.world.log("the network is whole")
         self.world.cut.clear()
+        self.world.lossy.clear()
 
     def weather(self) -> None:
         random = self.random
@@ -281,9 +308,10 @@ class Schedule:
     def _heal(self) -> float:
         world = self.world
         # Pending faults (a stopped machine, a swizzle) end first.
-        world.run_until(world.now + 12.0)
+        world.run_until(world.now + FAULT_SECONDS)
         world.log("all faults end")
         world.cut.clear()
+        world.lossy.clear()
         world.weather = Weather()
         self.deployments.frozen = True
         for machine in world.machines:

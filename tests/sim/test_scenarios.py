@@ -251,6 +251,32 @@ def test_datagram_loss_causes_no_deaths(loss: float) -> None:
     assert not [event for event in events if event[2] is Change.DIED]
 
 
+@pytest.mark.parametrize("gets", [True, False])
+@pytest.mark.parametrize("loss", [0.5, 1.0])
+def test_a_machine_that_loses_datagrams_in_one_direction_causes_no_deaths(loss: float, gets: bool) -> None:
+    world = cluster(4)
+    bad = world.machines[0]
+    for other in world.machines[1:]:
+        world.lossy[(other.number, bad.number) if gets else (bad.number, other.number)] = loss
+    events = listen(world)
+    world.run_until(world.now + 120.0)
+    assert not [event for event in events if event[2] in (Change.DIED, Change.LEADER)]
+    assert not world.disagreement()
+
+
+@pytest.mark.parametrize(("down", "up"), [(0.3, 0.7), (1.0, 2.0)])
+def test_a_flapping_port_of_the_leader_causes_no_deaths(down: float, up: float) -> None:
+    world = cluster(4)
+    events = listen(world)
+    for _ in range(40):
+        split(world, [leader(world)])
+        world.run_until(world.now + down)
+        world.cut.clear()
+        world.run_until(world.now + up)
+    assert not [event for event in events if event[2] in (Change.DIED, Change.LEADER)]
+    assert not world.disagreement()
+
+
 def test_a_slow_machine_causes_no_deaths() -> None:
     world = cluster(10, links=False)
     process = world.machines[4].process

@@ -330,6 +330,8 @@ class World:
         self.weather = Weather()
         self.cut: set[tuple[int, int]] = set()
         """Pairs (sender, receiver) of machine numbers between which nothing passes."""
+        self.lossy: dict[tuple[int, int], float] = {}
+        """Fraction of datagrams lost, besides `weather`, by (sender, receiver); TCP passes."""
         self.big = 0.0
         """Fraction of record changes that exceed a datagram."""
         self.packets = 0
@@ -405,6 +407,8 @@ class World:
             return
         weather, random = self.weather, self.random
         if weather.loss and random.random() < weather.loss:
+            return
+        if self.lossy and random.random() < self.lossy.get((machine.number, target.number), 0.0):
             return
         if weather.damage and random.random() < weather.damage:
             data = _damage(data, random)
