@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import json
 import os
 import secrets
 import shutil
@@ -33,6 +34,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
+_FILTERS = "faults"
+"""The name of the table of packet filters in a machine."""
 
 
 def _ip(*arguments: str, check: bool = True) -> str:
@@ -151,6 +154,30 @@ class Machine:
     def restore(self) -> None:
         """Undo `cut`."""
         _ip("-n", self._lan.bridge, "link", "set", self.port, "up")
+
+    def lose(self, percent: int) -> bool:
+        """Drop this share of the packets that arrive. As `deafen`."""
+        return self._drop(f"numgen random mod 100 < {percent}")
+
+    def deafen(self, sender: Machine) -> bool:
+        """Drop all packets that arrive from another machine. `receive_all` undoes it.
+
+        Returns False if that is not possible here, since it needs ``nft`` (nftables).
+        """
+        (card,) = json.loads(_ip("-n", sender.namespace, "-json", "link", "show", "eth0"))
+        return self._drop(f"ether saddr {card['address']}")
+
+    def _drop(self, match: str) -> bool:
+        rules = f"""
+            add table netdev {_FILTERS}
+            add chain netdev {_FILTERS} arriving {{ type filter hook ingress device eth0 priority 0; }}
+            add rule netdev {_FILTERS} arriving {match} drop
+        """
+        return self.run(["nft", "-f", "-"], check=False, input=rules).returncode == 0
+
+    def receive_all(self) -> None:
+        """Undo `lose` or `deafen`."""
+        self.run(["nft", "delete", "table", "netdev", _FILTERS])
 
     def link(self, up: bool) -> None:
         """Set the machine's own interface down or up. Going down removes its IPv6 address permanently."""

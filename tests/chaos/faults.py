@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import shutil
@@ -83,8 +84,18 @@ class Faults:
         ]
         if needs_all:
             self._kinds = [self.kill_daemon, self.restart_daemon, self.cut_cable, self.partition]
+            if not short:
+                self._kinds.append(self.flap_port)
         elif not short:
-            self._kinds += [self.stop_server, self.stop_daemon, self.fill_cache]
+            self._kinds += [
+                self.stop_server,
+                self.stop_daemon,
+                self.fill_cache,
+                self.flap_port,
+                self.lose_packets,
+                self.deafen,
+                self.replace_model,
+            ]
         self.wrong: list[str] = []
         self._left: list[Callable[[], Done | None]] = []
 
@@ -160,6 +171,48 @@ class Faults:
         self._pause(1, 12)
         node.machine.restore()
         return Done("a cable is cut", node.name, frozenset((node.name,)), began)
+
+    def flap_port(self) -> Done | None:
+        """Disconnect and reconnect a machine several times, as a switch with a bad port does."""
+        node, began = self._node(), time.monotonic()
+        if node.machine is None:
+            return None
+        for _ in range(self._random.randint(2, 5)):
+            node.machine.cut()
+            self._pause(0.2, 2)
+            node.machine.restore()
+            self._pause(0.2, 2)
+        return Done("a port flaps", node.name, frozenset((node.name,)), began)
+
+    def lose_packets(self) -> Done | None:
+        """Lose some of the packets that a machine gets, as with a bad cable. TCP repeats them."""
+        node, began = self._node(), time.monotonic()
+        if node.machine is None or not node.machine.lose(self._random.choice((5, 15, 30))):
+            return None
+        self._pause(3, 12)
+        node.machine.receive_all()
+        return Done("packets are lost", node.name, frozenset((node.name,)), began)
+
+    def deafen(self) -> Done | None:
+        """Let one machine not hear another until the third has recovered, and have the model placed again."""
+        (deaf, sender), began = self._random.sample(self._cluster.nodes, 2), time.monotonic()
+        if deaf.machine is None or sender.machine is None or not deaf.machine.deafen(sender.machine):
+            return None
+        self._pause(1, 12)
+        self.kill_server()
+        hurt = frozenset((deaf.name, sender.name))
+        return Done(
+            "one does not hear another", f"{deaf.name} {sender.name}", hurt, began, deaf.machine.receive_all
+        )
+
+    def replace_model(self) -> Done | None:
+        """Replace the model's file by an equal one, then kill llama-server, so that it is loaded again."""
+        file = (self._cluster[0].models / "count.gguf").resolve()
+        copy = file.with_suffix(".new")
+        shutil.copyfile(file, copy)
+        copy.replace(file)
+        killed = self.kill_server()
+        return killed and dataclasses.replace(killed, kind="the model is replaced")
 
     def machine_vanishes(self) -> Done | None:
         """Cut a node off and kill it, so that no connection is closed; it returns after the recovery."""
