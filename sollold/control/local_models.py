@@ -24,6 +24,7 @@ from sollold.models.names import canonical
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.folders import CARD, read_card
 from sollold.models.stores.patient_read import PATIENCE, read_patiently
+from sollold.models.transfer.fetched_folder import merge_foreign, remove_fetched
 from sollold.models.transfer.partial_file import OLD, PARTS, slug
 from sollold.models.transfer.peer_source import items_of, paths_of
 from sollold.models.transfer.verify import adapters_in
@@ -92,8 +93,6 @@ class OwnModels:
 
     def __init__(self, catalogue: Catalogue, server: RpcServer) -> None:
         self._catalogue = catalogue
-        self._changing = asyncio.Lock()
-        """Held during each change: two callers may want the same name, or delete what is being linked."""
         self.delete_from_ollama: Callable[[str], Awaitable[bool]] | None = None
         """Deletes a model of the local Ollama if the daemon may; raises `OllamaError` if Ollama refuses."""
         self.copy_in_ollama: Callable[[str, str], Awaitable[None]] | None = None
@@ -120,7 +119,7 @@ class OwnModels:
             name = canonical(destination)
         except ValueError as error:
             raise OwnError(str(error)) from None
-        async with self._changing:
+        async with self._catalogue.changing:
             await self._copy(model, name, told, replace=replace)
 
     async def _copy(self, model: Model, name: str, told: NameOverrides, *, replace: bool) -> None:
@@ -161,7 +160,7 @@ class OwnModels:
         # Asked first without the lock: a request may name a file that is listed already.
         if name := await self._model_in(real):
             return name
-        async with self._changing:
+        async with self._catalogue.changing:
             return await self._model_in(real) or await self._add(path, real)
 
     async def _add(self, path: str, real: str) -> str:
@@ -194,7 +193,7 @@ class OwnModels:
         Raises:
             OwnError: it can't be deleted.
         """
-        async with self._changing:
+        async with self._catalogue.changing:
             return await self._delete(name, digest)
 
     async def _delete(self, name: str, digest: str) -> bool:
@@ -212,7 +211,7 @@ class OwnModels:
         if folder is None:
             return False
         try:
-            await asyncio.to_thread(shutil.rmtree, folder)
+            await asyncio.to_thread(remove_fetched, folder)
         except OSError as error:
             raise OwnError(f"{folder} can't be removed: {system_reason(error)}") from None
         await self._catalogue.refresh()
@@ -328,7 +327,7 @@ def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
             model,
             name=name,
             source="own",
-            files=(),
+            files=tuple(item.name for item in items),
             projector="",
             adapters=adapters_in(items),
             named=True,
@@ -348,11 +347,11 @@ def _move_into_place(own: Path, making: Path, folder: Path, old: Path | None) ->
     # The name lets `sollold.models.transfer.cleanup` restore it after a crash if the new folder is missing.
     backup = own / PARTS / f"{folder.name}{OLD}"
     backup.parent.mkdir(exist_ok=True)
-    shutil.rmtree(backup, ignore_errors=True)
+    merge_foreign(backup, making)
     old.rename(backup)
     try:
         making.rename(folder)
     except OSError:
         backup.rename(old)
         raise
-    shutil.rmtree(backup, ignore_errors=True)
+    merge_foreign(backup, folder)

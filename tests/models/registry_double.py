@@ -12,16 +12,18 @@ from tests.models.stores import KIND
 
 
 class RegistryDouble(HttpDouble):
-    """Ollama's registry with one model, ``library/tiny:latest``.
+    """Ollama's registry with one model, ``library/tiny``.
 
     Attributes:
         sent: bytes of blobs sent.
+        tags: the tags of the model.
     """
 
     def __init__(self, content: bytes, **texts: str) -> None:
         """``texts``: kind of layer → content."""
         self.put(content, **texts)
         self.sent = 0
+        self.tags = {"latest"}
 
     def put(self, content: bytes, **texts: str) -> None:
         """Replace the model's file and its other layers."""
@@ -44,7 +46,7 @@ class RegistryDouble(HttpDouble):
         return web.Response(status=404)
 
     async def _manifest(self, request: web.Request) -> web.Response:
-        if request.match_info["tag"] != "latest":
+        if request.match_info["tag"] not in self.tags:
             return web.Response(status=404)
         return web.Response(text=self.manifest)
 

@@ -8,8 +8,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from sollold.models.model import Model
+from sollold.models.stores.folders import CARD
 from sollold.models.transfer.cleanup import abandoned, sweep
 from sollold.models.transfer.partial_file import Item, PartialFile
 
@@ -43,6 +46,8 @@ def test_a_model_is_restored_after_an_interrupted_replacement(
     place = tmp_path / "tiny-0123"
     place.mkdir()
     (place / "model.gguf").write_bytes(b"old")
+    card = Model("tiny:latest", "0" * 64, "own", ("model.gguf",), 0, 0.0)
+    (place / CARD).write_bytes(msgspec.json.encode(card))
     partial = partial_file(tmp_path)
     rename, renamed = Path.rename, list[Path]()
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import shutil
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sollold.control import local_models
 from sollold.control.local_models import NameOverrides, OwnError
+from sollold.models.stores.folders import CARD
 from sollold.models.transfer.cleanup import sweep
 from sollold.models.transfer.partial_file import OLD, PARTS
 from tests.doubles import until
-from tests.models.pulling import ThreeNodes, big
+from tests.models.pulling import ThreeNodes, big, sole
 from tests.models.stores import write_gguf
 
 
@@ -130,12 +132,12 @@ async def test_a_kill_during_a_replacement_leaves_one_model(
     assert tiny is not None and other is not None and tiny.digest != other.digest
     await a.own.copy(tiny, "mine", NameOverrides(system="one"))
 
-    def killed(path: Path, **_: Any) -> None:
+    def killed(path: Path, heir: Path) -> None:
         if path.name.endswith(OLD) and path.exists():
             raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
+        patch.setattr(local_models, "merge_foreign", killed)
         with pytest.raises(RuntimeError):
             await a.own.copy(other, "mine", NameOverrides(system="two"), replace=True)
     sweep(a.catalogue.own, time.time())
@@ -174,3 +176,74 @@ async def test_a_pulled_model_can_be_deleted(three: ThreeNodes) -> None:
     assert await a.own.delete("tiny:latest")
     assert list(a.catalogue.own.glob("*.gguf")) == []
     assert b.catalogue.models
+
+
+async def test_a_users_files_beside_a_pulled_model_are_kept(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await three.start()
+    await until(lambda: a.library.find("tiny"))
+    await a.pull("tiny")
+    folder = sole(a.catalogue.own).parent
+    mine, notes = big(folder / "mine.gguf", seed=5), folder / "notes.txt"
+    notes.write_text("mine")
+    await a.catalogue.refresh()
+    assert [model.name for model in a.catalogue.models] == ["mine:latest", "tiny:latest"]
+    assert await a.own.delete("tiny:latest")
+    assert sorted(folder.iterdir()) == [mine, notes]
+    assert [(model.name, model.source) for model in a.catalogue.models] == [("mine:latest", "folder")]
+    assert not await a.own.delete("mine:latest")
+
+
+async def test_deleting_a_model_in_a_linked_folder_removes_the_link_only(
+    three: ThreeNodes, tmp_path: Path
+) -> None:
+    a, b, _ = three.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await three.start()
+    await until(lambda: a.library.find("tiny"))
+    await a.pull("tiny")
+    folder = sole(a.catalogue.own).parent
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(elsewhere)
+    await a.catalogue.refresh()
+    assert await a.own.delete("tiny:latest")
+    assert not folder.is_symlink()
+    assert (elsewhere / "model.gguf").exists()
+    assert not a.catalogue.models
+
+
+async def test_a_missing_file_that_the_card_names_makes_the_model_unusable(three: ThreeNodes) -> None:
+    a, *_ = three.nodes
+    big(a.folder / "m" / "tiny.gguf")
+    write_gguf(a.folder / "m" / "mmproj-tiny.gguf", architecture="clip", metadata={"general.type": "mmproj"})
+    await three.start()
+    tiny = a.catalogue.get("tiny:latest")
+    assert tiny is not None and "vision" in tiny.capabilities
+    await a.own.copy(tiny, "mine")
+    (folder,) = [path for path in a.catalogue.own.iterdir() if path.is_dir()]
+    (folder / "mmproj.gguf").unlink()
+    await a.catalogue.refresh()
+    mine = a.catalogue.get("mine:latest")
+    assert mine is not None
+    assert mine.unusable == f"mmproj.gguf of the model is missing in {folder}. Pull it again."
+
+
+@pytest.mark.parametrize("file", ["adapter-1.gguf", "mmproj.gguf"])
+async def test_a_damaged_adapter_or_projector_makes_the_model_unusable(three: ThreeNodes, file: str) -> None:
+    a, *_ = three.nodes
+    big(a.folder / "m" / "tiny.gguf")
+    await three.start()
+    tiny = a.catalogue.get("tiny:latest")
+    assert tiny is not None
+    await a.own.copy(tiny, "mine")
+    (folder,) = [path for path in a.catalogue.own.iterdir() if path.is_dir()]
+    (folder / file).write_bytes(b"GGUF damaged")
+    card = json.loads((folder / CARD).read_bytes())
+    card["files"].append(file)
+    card["adapters"] = [name for name in (file,) if name.startswith("adapter")]
+    (folder / CARD).write_text(json.dumps(card))
+    await a.catalogue.refresh()
+    mine = a.catalogue.get("mine:latest")
+    assert mine is not None
+    assert mine.unusable.startswith(f"{folder / file} can't be used: ")

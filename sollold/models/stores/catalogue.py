@@ -71,6 +71,8 @@ class Catalogue:
         the time in seconds since the epoch); called once, before the first scan.
         """
         self.own = own_folder(settings, state_dir)
+        self.changing = asyncio.Lock()
+        """Held while a model in `own` is added, replaced or removed: callers may want the same name."""
         self._settings = settings
         self._header_facts = HeaderFactsCache(state_dir / "headers.json")
         self._reader = Reader(self._header_facts, state_dir / "links")

@@ -71,12 +71,12 @@ def scan_own(root: Path, demo: str = "demo") -> Scan:
     for folder, files in _walk(root, result):
         card = read_card(folder, result)
         if card is not None:
-            files = [path for path in files if path.name not in card.adapters]
+            result.found += _of_card(folder, files, card, result)
+            # A user may have put other models there.
+            files = [path for path in files if card.files and path.name not in card.files]
         for model in group(files):
             result.see_files(model.files, model.projector)
-            if card is not None:
-                result.found.append(_from_card(model, card))
-            elif folder == root and model.stem == demo:
+            if folder == root and model.stem == demo:
                 result.found.append(model.found(f"{demo}:latest", "demo"))
             else:
                 base, tag = of_file(model.stem)
@@ -101,7 +101,25 @@ def read_card(folder: Path, result: Scan | None = None) -> Model | None:
     return card if is_name(card.name) and "\0" not in "".join(card.adapters) else None
 
 
-def _from_card(model: ShardedFile, card: Model) -> FoundModel:
+def _of_card(folder: Path, files: list[Path], card: Model, result: Scan) -> list[FoundModel]:
+    """Return the pulled model in a folder; cards of earlier releases do not name the files."""
+    adapters = {Path(path).name for path in card.adapters}
+    fetched = [
+        path for path in files if path.name not in adapters and path.name in (card.files or (path.name,))
+    ]
+    present = {path.name for path in files}
+    missing = sorted({*card.files, *adapters} - present)
+    found = []
+    for model in group(fetched):
+        result.see_files(model.files, model.projector)
+        fault = model.fault
+        if missing and not fault:
+            fault = f"{', '.join(missing)} of the model is missing in {folder}. Pull it again."
+        found.append(_from_card(model, card, fault))
+    return found
+
+
+def _from_card(model: ShardedFile, card: Model, fault: str) -> FoundModel:
     return FoundModel(
         card.name,
         "own",
@@ -116,7 +134,7 @@ def _from_card(model: ShardedFile, card: Model) -> FoundModel:
         license=card.license,
         manifest=card.manifest,
         named=card.named,
-        unusable=model.fault,
+        unusable=fault,
     )
 
 

@@ -56,6 +56,8 @@ class Reader:
             return None
         if facts.unusable:
             return replace(_without_facts(found), unusable=facts.unusable)
+        if fault := self._attachment_fault(found, used):
+            return replace(_without_facts(found), unusable=fault)
         projector_facts = self._projector(found, facts, used)
         projector = found.projector if projector_facts is not None else ""
         digests = [facts.digest, *([projector_facts.digest] if projector_facts is not None else [])]
@@ -97,6 +99,14 @@ class Reader:
             manifest=found.manifest,
             named=found.named,
         )
+
+    def _attachment_fault(self, found: FoundModel, used: set[str]) -> str:
+        """Return why an adapter, or a projector named by a card or a manifest, can't be used."""
+        named = found.source in ("own", "ollama") and found.projector
+        for path in (*found.adapters, *((found.projector,) if named else ())):
+            if reason := self._facts.of((path,), used).unusable:
+                return f"{path} can't be used: {reason}"
+        return ""
 
     def _projector(self, found: FoundModel, facts: HeaderFacts, used: set[str]) -> HeaderFacts | None:
         """Return the facts of the model's projector; None if it has none that fits."""

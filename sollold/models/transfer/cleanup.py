@@ -11,16 +11,15 @@ import shlex
 import shutil
 from pathlib import Path
 
-from sollold.models.stores.folders import CARD
 from sollold.models.stores.scan_result import Problem
-from sollold.models.transfer.partial_file import NOTES, OLD, PARTS, read_notes
+from sollold.models.transfer.fetched_folder import OWN_FILES
+from sollold.models.transfer.partial_file import OLD, PARTS, read_notes
 from sollold.units import bytes_text, seconds_text
 
 log = logging.getLogger("sollold.models")
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _LINKING = re.compile(r"\.[A-Za-z0-9._-]+-[0-9a-f]{12}\.new")
-_OWN_FILES = {CARD, NOTES, f"{NOTES}.new"}
 _DAY = 86400.0
 """Seconds for which a folder is left alone after its last change: a download may be under way."""
 
@@ -91,7 +90,7 @@ def _remove(folder: Path, now: float) -> None:
 
 
 def _is_own(path: Path) -> bool:
-    return path.name in _OWN_FILES or (path.suffix == ".gguf" and (path.is_symlink() or path.is_file()))
+    return path.name in OWN_FILES or (path.suffix == ".gguf" and (path.is_symlink() or path.is_file()))
 
 
 def _resumable(folder: Path) -> bool:

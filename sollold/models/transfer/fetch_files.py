@@ -15,11 +15,12 @@ import msgspec
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.facts import dataclass
 from sollold.models.model import Model
-from sollold.models.stores.folders import CARD
+from sollold.models.stores.catalogue import Catalogue
+from sollold.models.stores.folders import CARD, read_card
 from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.download import BlockingSource, CheckLost, Downloader, Source
 from sollold.models.transfer.part_check import PartCheck
-from sollold.models.transfer.partial_file import Item, PartialFile, slug
+from sollold.models.transfer.partial_file import Item, PartialFile, PartialFileError, slug
 from sollold.models.transfer.pull_progress import Say
 from sollold.models.transfer.rate_limit import RateLimit
 from sollold.models.transfer.verify import adapters_in, fault_of
@@ -38,7 +39,7 @@ class Download:
         key: identifies the download, so that it resumes where it stopped.
         content: the digest that the received content must have; empty: any.
         verifiers: nodes that can verify parts, with their display names; they are tried one after another.
-        replaces: folder of an older version, whose place it takes.
+        replaces: folder of an older version, whose place it takes; ``card``: the facts stored in it.
     """
 
     model: Model
@@ -48,15 +49,17 @@ class Download:
     content: str = ""
     verifiers: Mapping[str, str] = field(default_factory=dict)
     replaces: Path | None = None
+    card: Model | None = None
 
 
 async def download(
-    job: Download, own: Path, calls: RpcClient, pace: RateLimit, threads: Executor, say: Say
+    job: Download, catalogue: Catalogue, calls: RpcClient, pace: RateLimit, threads: Executor, say: Say
 ) -> None:
-    """Fetch a model into a folder of ``own``, reporting progress to ``say``.
+    """Fetch a model into the folder for pulled models and list it, reporting progress to ``say``.
 
     Raises:
-        PartialFileError: the disk has no room, or the received data is wrong.
+        PartialFileError: the disk has no room, the received data is wrong, or what it replaces was changed
+            meanwhile.
         SourceError: no source provides the data.
         OSError: a file operation failed.
     """
@@ -64,7 +67,8 @@ async def download(
     def check(folder: Path) -> str:
         return fault_of(folder, job.items, job.content)
 
-    partial = PartialFile(own, job.key[:32], job.items, model=job.model.name)
+    before = catalogue.get(job.model.name)
+    partial = PartialFile(catalogue.own, job.key[:32], job.items, model=job.model.name)
     try:
         await in_thread(threads, partial.open)
         await _receive(job, partial, calls, pace, threads, say)
@@ -77,11 +81,32 @@ async def download(
             await asyncio.gather(verifying, return_exceptions=True)
             raise
         say("writing manifest")
-        card = replace(job.model, files=(), projector="", adapters=adapters_in(job.items))
-        folder = slug(job.model.name, job.model.digest)
-        await in_thread(threads, partial.settle, folder, {CARD: msgspec.json.encode(card)}, job.replaces)
+        async with catalogue.changing:
+            await _settle(job, partial, before, catalogue, threads)
     finally:
         partial.close()
+
+
+async def _settle(
+    job: Download, partial: PartialFile, before: Model | None, catalogue: Catalogue, threads: Executor
+) -> None:
+    """Put a complete download into its place. ``before``: the model that had the name at its start.
+
+    Raises:
+        PartialFileError: the name was deleted, or given to other content, during the download.
+        OSError: a file operation failed.
+    """
+    name = job.model.name
+    present = catalogue.get(name)
+    if job.replaces is not None and await in_thread(threads, read_card, job.replaces) != job.card:
+        raise PartialFileError(f"{name} was deleted or replaced during its update; pull it again")
+    if present is not None and present.source == "own" and before is None:
+        raise PartialFileError(f"{name} was given to another model meanwhile; delete it and pull it again")
+    names = tuple(item.name for item in job.items)
+    card = replace(job.model, files=names, projector="", adapters=adapters_in(job.items))
+    small_files = {CARD: msgspec.json.encode(card)}
+    await in_thread(threads, partial.settle, slug(name, job.model.digest), small_files, job.replaces)
+    await catalogue.refresh()
 
 
 async def _receive(

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from sollold.facts import dataclass
+from sollold.models.transfer.fetched_folder import NOTES, merge_foreign
 from sollold.models.transfer.file_digest import digest_between, sha256_between
 from sollold.undecodable import UNDECODABLE
 from sollold.units import bytes_text
@@ -28,7 +29,6 @@ PARTS = ".parts"
 """Subfolder for incomplete downloads in the folder for pulled models."""
 OLD = ".old"
 """Suffix of a model's folder in `PARTS` while it is being replaced."""
-NOTES = "parts.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,8 @@ class PartialFile:
     def settle(self, name: str, small_files: dict[str, bytes], replaces: Path | None = None) -> Path:
         """Move all files into place under ``name`` at once, with ``small_files`` (name → content).
 
-        ``replaces``: folder of an older version, which is removed; it is restored on failure.
+        ``replaces``: folder of an older version, which is removed; it is restored on failure. A user's files
+        in it are kept.
 
         Returns the folder.
 
@@ -213,18 +214,18 @@ class PartialFile:
         place = self._own / name
         older = replaces or place
         if older != place:
-            _remove(place)
+            merge_foreign(place, self.folder)
         if older.exists():
             # Named so that it can be restored after a kill in between (`sollold.models.transfer.cleanup`).
             old = self.folder.with_name(f"{name}{OLD}")
-            _remove(old)
+            merge_foreign(old, self.folder)
             older.rename(old)
             try:
                 self.folder.rename(place)
             except OSError:
                 old.rename(older)
                 raise
-            _remove(old)
+            merge_foreign(old, place)
         else:
             self.folder.rename(place)
         # Only now: until here a killed download can resume with everything received.
@@ -295,14 +296,6 @@ def write_all(handle: int, offset: int, data: bytes | bytearray | memoryview) ->
     while view:
         count = os.pwrite(handle, view, offset)
         view, offset = view[count:], offset + count
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder as far as possible; if it is a link to one elsewhere, only the link."""
-    if folder.is_symlink():
-        folder.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -27,6 +27,8 @@ from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import HOST, Name, canonical, parse
 from sollold.models.stores.catalogue import Catalogue
+from sollold.models.stores.folders import read_card
+from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.fetch_files import Download, download
 from sollold.models.transfer.hub_pull import hub_download
@@ -114,7 +116,7 @@ class Puller:
         self._threads = _new_threads()
         self._pulls: dict[str, _Pull] = {}
         self._transfers = WeakValueDictionary[str, asyncio.Lock]()
-        """Content digest → held while that content is fetched from nodes."""
+        """Key of a download → held during it."""
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -288,7 +290,7 @@ class Puller:
         if job is None:
             reason = ", and there is no Ollama here to fetch it"
             raise self._absent(name, reason, ", or start Ollama", missing=True)
-        await self._download(pull, job)
+        await self._download_alone(pull, job)
 
     def _absent(self, name: str, reason: str, remedy: str, *, missing: bool) -> PullError:
         suggestions = self._library.exact(name).suggestions
@@ -338,6 +340,7 @@ class Puller:
                 f"the present version stays: it was named so here; delete {present.name} to pull another"
             )
             return
+        card = await in_thread(self._threads, read_card, folder)
         try:
             # With the name as it was first pulled: its case is part of what identifies the version.
             job = await self._on_internet(pull, parse(present.name), present)
@@ -345,17 +348,21 @@ class Puller:
             pull.say(f"the present version stays: {error}")
             return
         if job is not None:
-            await self._download(pull, replace(job, replaces=folder))
+            await self._download_alone(pull, replace(job, replaces=folder, card=card))
         self._updates.report_others(present, pull.say)
+
+    async def _download_alone(self, pull: _Pull, job: Download) -> None:
+        """Download once others of the same content have ended: they use the same partial download."""
+        async with self._transfers.setdefault(job.key, asyncio.Lock()):
+            await self._download(pull, job)
 
     async def _download(self, pull: _Pull, job: Download) -> None:
         try:
-            await download(job, self._catalogue.own, self._calls, self._pace, self._threads, pull.say)
+            await download(job, self._catalogue, self._calls, self._pace, self._threads, pull.say)
         finally:
             for source in job.sources:
                 if isinstance(source, DirectSource):
                     source.close()
-        await self._catalogue.refresh()
 
     def _own_models(self, name: Name) -> list[Model]:
         models = self._library.lists.of(self._node)
