@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sollold.cluster.gossip.record import Endpoint, InOllama, Record
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
@@ -24,14 +23,15 @@ from sollold.leader.answer import answer, may_change
 from sollold.leader.apply import PlanApplier, StaleError
 from sollold.leader.decide import decide
 from sollold.leader.decision import FetchFirst, HoldersAway, Place, Refuse
-from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, as_it_ran, for_embedding
+from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, for_embedding
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 from sollold.leader.observations import Observations
 from sollold.leader.pending import PendingFetch, PendingLoads
-from sollold.leader.pinned import LostModel, PinnedPolicy, redundant_pins
+from sollold.leader.pinned import LostModel, PinnedPolicy
+from sollold.leader.pinned_models import PinnedModels
 from sollold.leader.preview import PlanPreview, outline_from_profile, preview_of
 from sollold.leader.replicas import ReplicaPolicy
-from sollold.leader.snapshot import ClusterSnapshot, in_use, unloaded
+from sollold.leader.snapshot import ClusterSnapshot, unloaded
 from sollold.leader.snapshot_maker import SnapshotMaker
 from sollold.leader.unload import Unloader
 from sollold.models.footprint.shape import Shape
@@ -102,6 +102,9 @@ class Leader:
         """Serialises placements: the next is planned once the previous one has reserved its memory."""
         self._replica_policy = ReplicaPolicy()
         self._pinned = PinnedPolicy()
+        self._pins = PinnedModels(
+            view, self._snapshots, self._applier, self._pinned, self._ensure_unasked, clock
+        )
         self._unloader = Unloader(
             view, library, self._observations, self._pinned, self._pending, self._applier, clock
         )
@@ -247,43 +250,7 @@ class Leader:
             ensured = await self._ensure_unasked(ask, "start a replica of")
             if ensured.verdict is Verdict.WAIT:
                 log.info("%s: queue is long, starting a replica", model)
-        for head, endpoint in self._pinned.due(records, self._clock()):
-            await self._load_again(head, endpoint)
-        await self._end_redundant_pins(records)
-
-    async def _load_again(self, head: str, endpoint: Endpoint) -> None:
-        """Load a lost pinned model again, with the options it had; if it was updated, the newer version."""
-        model = endpoint.model
-        ask = Ensure(
-            model,
-            self._snapshots.digest_now(model, endpoint.digest),
-            keep_alive=-1.0,
-            embedding=endpoint.embedding,
-            ollama=False,
-            in_ollama=InOllama(template=endpoint.template),
-        )
-        again = as_it_ran(ask, endpoint.asked, self._settings.placement.context)
-        ensured = await self._ensure_unasked(again, "load again")
-        lost = f"{model} was to stay loaded and was lost (head {name_of(self._view, head)})"
-        if ensured.verdict is Verdict.WAIT:
-            log.info("%s: loading it again on %s", lost, name_of(self._view, ensured.node))
-        elif ensured.verdict is Verdict.USE:
-            self._pinned.forget(endpoint.id)  # Its newer version is loaded.
-        elif ensured.verdict is Verdict.REFUSED and self._pinned.should_log(
-            endpoint, ensured.message, self._clock()
-        ):
-            log.warning("%s: it can't be loaded again yet: %s", lost, ensured.message)
-
-    async def _end_redundant_pins(self, records: Sequence[Record]) -> None:
-        """End redundant pinned deployments once they have been idle for the default keep_alive."""
-        limit = self._settings.placement.keep_alive
-        spare = redundant_pins(records) if limit >= 0 else {}
-        for record in records:
-            for endpoint in record.endpoints:
-                if endpoint.id in spare and not in_use(endpoint) and endpoint.idle >= limit:
-                    reason = f"idle for {endpoint.idle:.0f} s, and another like it stays loaded"
-                    term = self._view.leader()
-                    await self._applier.end_when_idle(record.node, endpoint.id, term, reason)
+        await self._pins.look(records)
 
     async def _ensure_unasked(self, ask: Ensure, action: str) -> Ensured:
         try:
@@ -354,8 +321,9 @@ class Leader:
                 keep_alive = ask.keep_alive
                 if keep_alive is None:
                     model = snapshot.holders[0][1]
-                    lost = self._pinned.is_lost(model.name, model.digest)
-                    keep_alive = -1.0 if decision.pinned or lost else self._settings.placement.keep_alive
+                    stays = self._pinned.is_lost(model.name, model.digest)
+                    stays = stays or self._pinned.has_other_version(model.name, model.digest)
+                    keep_alive = -1.0 if decision.pinned or stays else self._settings.placement.keep_alive
                 if decision.pinned:
                     self._pinned.note_replaced(victim for _, victim, _ in decision.evictions)
                 try:

@@ -143,6 +143,13 @@ class PinnedPolicy:
             for lost in self._pinned.values()
         )
 
+    def has_other_version(self, model: str, digest: str) -> bool:
+        """Return whether other content of this name is pinned: all versions of it stay loaded."""
+        return any(
+            pinned.endpoint.digest != digest and pinned.endpoint.model.lower() == model.lower()
+            for pinned in self._pinned.values()
+        )
+
     def should_log(self, endpoint: Endpoint, reason: str, now: float) -> bool:
         """Return whether to log why a due model can't be loaded: the reason changed, and not too recently."""
         pinned = self._pinned.get(_content(endpoint))

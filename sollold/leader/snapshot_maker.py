@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from sollold.cluster.gossip.record import Endpoint
 from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault
 from sollold.leader.backoff import Backoff
@@ -103,6 +104,11 @@ class SnapshotMaker:
         """Return the digest of the content that a name means now; ``digest`` if no node has the model."""
         holders = self._library.find(model)
         return holders[0][1].digest if holders else digest
+
+    def is_outdated(self, endpoint: Endpoint) -> bool:
+        """Return whether its name means other content now, and no node has its own content any more."""
+        newer = self.digest_now(endpoint.model, endpoint.digest) != endpoint.digest
+        return newer and not self._library.nodes_with(endpoint.digest)
 
     async def _drafters(self, ask: Ensure, model: Model) -> dict[str, tuple[tuple[Drafter, ...], str]]:
         """Return the `drafters` for the requested speculation, and for that of deployments of this model.

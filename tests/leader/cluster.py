@@ -261,6 +261,9 @@ class Cluster(RpcClient, Library):
             (node.id, model) for node in self.nodes.values() for model in node.models if model.name == found
         )
 
+    def nodes_with(self, digest: str) -> tuple[str, ...]:
+        return tuple(n.id for n in self.nodes.values() if any(m.digest == digest for m in n.models))
+
     def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
         names = {model.name for node in self.nodes.values() for model in node.models}
         return tuple(

@@ -316,6 +316,58 @@ async def test_a_lost_model_that_was_updated_is_loaded_in_its_newer_version(
         await cluster.planner.close()
 
 
+async def test_a_pinned_model_that_was_updated_is_replaced_by_its_newer_version_when_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leader, "LOOK_EVERY", 0.01)
+    cluster = Cluster()
+    cluster.shapes["d2"] = cluster.shapes["d1"]
+    cluster.add("a", 400 * MIB, model())
+    cluster.add("b", 2 * GIB, model())
+    await cluster.planner.start()
+    try:
+        old = await load(cluster, Ensure("demo", keep_alive=-1.0), pinned=True, active=1)
+        cluster.nodes["b"].models = [model(digest="d2")]
+        cluster.changed()
+        await let_leader_look(cluster, STANDS)
+        # Another node has it still.
+        cluster.ready(old, active=0, idle=STANDS)
+        await let_leader_look(cluster, STANDS)
+        assert not cluster.requests("unload")
+        cluster.nodes["a"].models = [model(digest="d2")]
+        cluster.ready(old, active=1)
+        await let_leader_look(cluster, STANDS)
+        assert not cluster.requests("unload")
+        cluster.ready(old, active=0, idle=STANDS)
+        await let_leader_look(cluster, 0.0)
+        (node, unload), *_ = cluster.requests("unload")
+        assert isinstance(unload, Unload)
+        assert (node, unload.deployment, unload.when_idle) == ("b", old, True)
+        cluster.nodes["b"].unload(replace(unload, when_idle=False))
+        await let_leader_look(cluster, STANDS)
+        again = deploys(cluster)[1]
+        assert (again.plan.digest, again.keep_alive) == ("d2", -1.0)
+    finally:
+        await cluster.planner.close()
+
+
+async def test_the_newer_version_of_a_pinned_model_stays_loaded_too() -> None:
+    cluster = Cluster()
+    cluster.shapes["d2"] = cluster.shapes["d1"]
+    cluster.add("a", 4 * GIB, model())
+    await cluster.planner.start()
+    try:
+        await load(cluster, Ensure("demo", keep_alive=-1.0), pinned=True)
+        cluster.nodes["a"].models = [model(digest="d2")]
+        await load(cluster, Ensure("demo", "d2"))
+        assert [(deploy.plan.digest, deploy.keep_alive) for deploy in deploys(cluster)] == [
+            ("d1", -1.0),
+            ("d2", -1.0),
+        ]
+    finally:
+        await cluster.planner.close()
+
+
 async def test_a_pinned_model_whose_reload_with_more_context_fails_is_loaded_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
