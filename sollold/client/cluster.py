@@ -10,23 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from sollold.client import discovery
 from sollold.client.arguments import check_seconds
+from sollold.client.connections import Connections
 from sollold.client.errors import ClientError, NodeLost, NodeSilent
-from sollold.client.http import Client, api_key_of, closed_with_loop, new_session
+from sollold.client.http import Client, api_key_of
 from sollold.client.node_list import KnownNode, NodeList
 from sollold.client.outage import INEXACT, Outage
 from sollold.client.received import Received
 from sollold.client.time_limits import TimeLimits
-from sollold.tasks import cancel_and_wait
-
-if TYPE_CHECKING:
-    import aiohttp
 
 log = logging.getLogger("sollold.client")
 
@@ -43,7 +39,7 @@ T = TypeVar("T")
 
 
 class ClusterClient:
-    """A client of one cluster's nodes. Use it on one event loop at a time.
+    """A client of one cluster's nodes. It may be used on several event loops.
 
     Args:
         nodes: URLs of nodes, preferred ones first. Default: ``$SOLLOLD_NODE_URL``, this machine, else nodes
@@ -68,12 +64,7 @@ class ClusterClient:
         self.nodes = NodeList(nodes)
         self._timeout = timeout
         self._find = find
-        self._session: aiohttp.ClientSession | None = None
-        self._end: AsyncGenerator[None, None] | None = None
-        """An async generator that closes the session when it is closed."""
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._finding: asyncio.Lock | None = None
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._connections = Connections()
         self._learned_at = 0.0
 
     def apart(self) -> ClusterClient:
@@ -88,41 +79,17 @@ class ClusterClient:
 
     async def close(self) -> None:
         """Close the connections. The client can be used again afterwards."""
-        tasks, self._tasks = list(self._tasks.values()), {}
-        await cancel_and_wait(*tasks)
-        end, self._end, self._session = self._end, None, None
-        if end is not None:
-            await end.aclose()
+        await self._connections.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # Knowledge of the nodes may be pickled; connections belong to this process.
-        init: dict[str, Any] = {"_session": None, "_end": None, "_loop": None, "_finding": None, "_tasks": {}}
-        return {**vars(self), **init}
+        return {**vars(self), "_connections": Connections()}
 
     def __del__(self) -> None:
-        # No ResourceWarning: short programs often do not close their clients.
-        self._abandon()
-
-    def _abandon(self) -> None:
-        """Drop the connections without a loop, which may have ended."""
-        # Also called for an object whose __init__ failed.
-        session, self._session = getattr(self, "_session", None), None
-        end, self._end = getattr(self, "_end", None), None
-        if session is None or end is None or session.connector is None:
-            return
-        with contextlib.suppress(Exception):
-            connector, loop = session.connector, self._loop
-            session.detach()
-            if sys.is_finalizing():
-                # The loop's thread is blocked: the system closes the connections.
-                connector._closed = True
-            elif loop is not None and loop.is_running() and loop is not asyncio._get_running_loop():
-                loop.call_soon_threadsafe(connector._close)
-            else:
-                connector._close()
-        with contextlib.suppress(StopIteration, RuntimeError):
-            # It ends at once, without a loop, since nothing is left to wait for.
-            end.aclose().send(None)
+        # No ResourceWarning: short programs often do not close their clients. It may have no connections if
+        # its __init__ failed.
+        if "_connections" in vars(self):
+            self._connections.abandon()
 
     # Responses that are not streamed.
 
@@ -304,20 +271,19 @@ class ClusterClient:
 
     async def _candidates(self) -> list[KnownNode]:
         """The nodes to ask, in order; in the background, lost nodes are rechecked and the list is updated."""
-        self._use_running_loop()
+        connections = self._connections.here()
         if not len(self.nodes):
             await self._discover()
         now = time.monotonic()
         for known in self.nodes.due(now):
-            self._in_background(known.url, self._ping(known))
+            connections.in_background(known.url, self._ping(known))
         if not self._learned_at or now - self._learned_at >= _LEARN_SECONDS:
-            self._in_background("learn", self._learn_quietly())
+            connections.in_background("learn", self._learn_quietly())
         return self.nodes.order()
 
     async def _discover(self) -> None:
         """Find the first node: in the environment, on this machine, by mDNS."""
-        self._finding = self._finding or asyncio.Lock()
-        async with self._finding:
+        async with self._connections.here().finding:
             if len(self.nodes):
                 return
             if named := discovery.named_in_environment():
@@ -332,19 +298,10 @@ class ClusterClient:
                 raise _no_node()
             self.nodes.add(found, trusted=False)
 
-    def _use_running_loop(self) -> None:
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop or self._session is None or self._session.closed:
-            self._abandon()
-            self._loop, self._tasks, self._finding = loop, {}, None
-            self._session = new_session()
-            self._end = closed_with_loop(self._session)
-
     def _client(self, url: str) -> Client:
-        self._use_running_loop()
         key = self.api_key if self.nodes.is_trusted(url) else ""
         address = self.nodes.address_of(url)
-        return Client(address, timeout=self._timeout, session=self._session, api_key=key)
+        return Client(address, timeout=self._timeout, session=self._connections.here().session, api_key=key)
 
     def _lost(self, known: KnownNode, error: ClientError) -> None:
         level = logging.WARNING if known.reached and not known.failures else logging.DEBUG
@@ -377,13 +334,6 @@ class ClusterClient:
         """While no node responds: pause, then check all nodes that are due before the next round."""
         await asyncio.sleep(seconds)
         await asyncio.gather(*(self._ping(known) for known in self.nodes.due(time.monotonic())))
-
-    def _in_background(self, name: str, work: Any) -> None:
-        if name in self._tasks:
-            work.close()
-            return
-        task = self._tasks[name] = asyncio.get_running_loop().create_task(work, name=f"sollold {name}")
-        task.add_done_callback(lambda _: self._tasks.pop(name, None))
 
 
 def _is_gone(error: ClientError) -> bool:

@@ -61,6 +61,7 @@ def _checked(url: str) -> str:
     try:
         parts = urlsplit(url)
         usable = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and not (parts.query or parts.fragment)
     except ValueError as error:
         raise ValueError(f"{split_login(url)[0]} is not a node's URL: {error}") from None
     if not usable:

@@ -7,10 +7,11 @@ import json
 import os
 from collections.abc import AsyncGenerator
 from functools import partial
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from sollold.client.arguments import check_seconds, check_text
+from sollold.client.connections import new_session
 from sollold.client.discovery import url_of
 from sollold.client.errors import (
     ClientError,
@@ -22,15 +23,13 @@ from sollold.client.errors import (
     no_daemon,
 )
 from sollold.client.login import headers_of, login_wanted, split_login
-from sollold.client.trust import CA_VARIABLE, distrust, trusted
+from sollold.client.trust import distrust
 
 if TYPE_CHECKING:
     import aiohttp
 
 CONNECT_SECONDS = 5.0
 KEY_VARIABLE = "SOLLOLD_API_KEY"
-LONGEST_LINE = 1 << 20
-"""Half of the maximum length of a line in a stream, in bytes."""
 _NODE_ARGUMENT = 'node="http://HOST:11435"'
 """How a caller names another node."""
 
@@ -170,46 +169,6 @@ def api_key_of(given: str | None) -> str:
 def refused(message: str, status: int) -> ClientError:
     """The exception for a node's error response; its timeouts become `RequestTimeout`."""
     return RequestTimeout(message) if status == 504 else ClientError(message, status)
-
-
-def new_session() -> aiohttp.ClientSession:
-    """A session for the running loop.
-
-    Raises:
-        ClientError: the file named by ``$SOLLOLD_CA`` is unusable.
-    """
-    import aiohttp
-
-    # Only HTTPS needs the system's CA certificates, which load slowly.
-    context = trusted() if os.environ.get(CA_VARIABLE) else True
-    # Each stream has its own connection, and a program may read any number of streams concurrently.
-    connector = aiohttp.TCPConnector(ssl=context, limit=0)
-    tracing = aiohttp.TraceConfig()
-    tracing.on_connection_reuseconn.append(_note_reused)
-    return aiohttp.ClientSession(connector=connector, read_bufsize=LONGEST_LINE, trace_configs=[tracing])
-
-
-async def _note_reused(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
-    context.trace_request_ctx.reused = True
-
-
-def closed_with_loop(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
-    """An async generator that closes ``session`` when it is closed, or when the running loop ends.
-
-    `asyncio.run` closes unfinished generators while connections can still be closed cleanly.
-    """
-    end = _closing(session)
-    with contextlib.suppress(StopIteration):
-        # Runs up to its yield without waiting; from now on the loop knows the generator.
-        end.__anext__().send(None)
-    return end
-
-
-async def _closing(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        await session.close()
 
 
 def _encoded(body: object) -> bytes:

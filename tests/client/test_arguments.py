@@ -32,6 +32,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"node": 5}, TypeError, "a node is a URL, .* not 5"),
     ({"node": [None]}, TypeError, "a node is a URL, .* not None"),
     ({"node": "ftp://pc2"}, ValueError, "ftp://pc2 is not a node's URL; write http://HOST:11435"),
+    ({"node": "http://pc2:8000/?a=b"}, ValueError, "is not a node's URL; write http://HOST:11435"),
     ({"node": "http://[::1"}, ValueError, r"http://\[::1 is not a node's URL: "),
     ({"node": ["pc2:99999"]}, ValueError, "http://pc2:99999 is not a node's URL: Port out of range"),
     ({"node": {"host": "pc2", "port": "x"}}, ValueError, "http://pc2:x is not a node's URL"),

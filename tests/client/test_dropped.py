@@ -60,6 +60,11 @@ ENDS = {
         "async def main():\n    await pool.list()\n    await pool.close()\n    await pool.list()\n"
         "pool = OllamaPool(node)\nasyncio.run(main())\nasyncio.run(pool.close())"
     ),
+    "in a circle, of which the collector finds the connections first": (
+        "kept = Kept()\nkept.me, kept.pool = kept, sync_wrapper.OllamaPool(node)\n"
+        "gc.freeze()\nkept.pool.list()\ngc.collect()\ngc.unfreeze()\n"
+        "del kept\ngc.collect()"
+    ),
     "blocking": KEPT.format(call="fails_blocking()"),
     "blocking, in a stream": KEPT.format(call="fails_blocking_in_a_stream()"),
     "blocking, in a circle": (

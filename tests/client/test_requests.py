@@ -265,6 +265,24 @@ async def test_a_client_works_on_consecutive_event_loops(serve: Serve) -> None:
         assert await asyncio.to_thread(lambda: asyncio.run(ask())) == "Hello"
 
 
+async def test_a_client_works_on_concurrent_event_loops(serve: Serve) -> None:
+    router = HybridRouter(node=await serve(parts(ScriptedService(*ANSWER))))
+    all_streams_began = threading.Barrier(4, timeout=30)
+
+    async def ask() -> str:
+        texts: list[str] = []
+        async for record in await router.route_request("demo", HELLO, stream=True):
+            if not texts:
+                all_streams_began.wait()
+            texts.append(record["message"]["content"])
+        await router.close()
+        again = await router.route_request("demo", HELLO)
+        return "".join(texts) + str(again["message"]["content"])
+
+    threads = [asyncio.to_thread(lambda: asyncio.run(ask())) for _ in range(all_streams_began.parties)]
+    assert await asyncio.gather(*threads) == ["HelloHello"] * len(threads)
+
+
 async def test_found_backends_are_logged_once(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="sollold.client")
     async with HybridRouter(node=await serve(parts(ScriptedService(*ANSWER)))) as router:
