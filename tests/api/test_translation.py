@@ -624,6 +624,31 @@ def test_the_first_anthropic_event_of_an_ollama_has_an_estimate_of_the_prompt_to
     assert events.last_events()[-2]["usage"]["input_tokens"] == 7
 
 
+@pytest.mark.parametrize(
+    ("limit", "reason"), [(2, "max_tokens"), (3, "model_context_window_exceeded"), (0, "max_tokens")]
+)
+def test_an_answer_that_fills_the_context_does_not_claim_to_have_reached_max_tokens(
+    limit: int, reason: str
+) -> None:
+    events = MessageEvents("demo", limit=limit)
+    for source in (chunk("Hi"), chunk(finish="length"), usage_chunk(completion=2)):
+        events.feed(msgspec.json.encode(source))
+    assert events.last_events()[-2]["delta"]["stop_reason"] == reason
+    assert events.result()["stop_reason"] == reason
+
+
+def test_tokens_of_thinking_are_counted() -> None:
+    message, response = MessageEvents("demo"), ResponseEvents(ResponseAsk(model="demo"), {})
+    thoughts = [chunk(reasoning_content="h"), chunk(reasoning_content="m")]
+    for source in (*thoughts, chunk("Hi"), chunk(finish="stop"), usage_chunk(completion=4)):
+        message.feed(msgspec.json.encode(source))
+        response.feed(msgspec.json.encode(source))
+    message.last_events()
+    response.last_events()
+    assert message.result()["usage"]["output_tokens_details"] == {"thinking_tokens": 2}
+    assert response.result()["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+
+
 @pytest.mark.parametrize(("top_logprobs", "shown"), [(None, 0), (0, 0), (2, 2)])
 def test_responses_have_logprobs_on_request(top_logprobs: int | None, shown: int) -> None:
     request = msgspec.convert({"model": "demo", "input": "hi", "top_logprobs": top_logprobs}, ResponseAsk)

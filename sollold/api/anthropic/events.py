@@ -25,15 +25,18 @@ class MessageEvents(EventTranslator):
         stop_sequences: Sequence[str] = (),
         *,
         omit_thinking: bool = False,
+        limit: int = 0,
         request: str = "",
         estimate: Callable[[], int] = lambda: 0,
     ) -> None:
-        """``request``: the request's id, for errors; ``estimate`` returns the estimated length of the prompt
-        in tokens, for an Ollama, which reports it only at the end."""
+        """``limit``: the caller's ``max_tokens``; ``request``: the request's id, for errors; ``estimate``
+        returns the estimated length of the prompt in tokens, for an Ollama, which reports it only at the
+        end."""
         super().__init__()
         self._estimate = estimate
         self._estimated = 0
         self._request = request
+        self._limit = limit
         self._omits = omit_thinking
         self._id = "msg_" + secrets.token_hex(12)
         self._model = model
@@ -73,7 +76,7 @@ class MessageEvents(EventTranslator):
     def _head(self) -> Event:
         return {"id": self._id, "type": "message", "role": "assistant", "model": self._model}
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> Event:
         timings, usage = self._account.timings, self._account.usage
         prompt = usage.prompt_tokens or timings.prompt_n + timings.cache_n or self._estimated
         return {
@@ -81,6 +84,7 @@ class MessageEvents(EventTranslator):
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": min(prompt, timings.cache_n),
             "output_tokens": self._account.tokens,
+            "output_tokens_details": {"thinking_tokens": self._account.thought_tokens},
         }
 
     def _think(self, text: str) -> list[Event]:
@@ -159,6 +163,8 @@ class MessageEvents(EventTranslator):
     def _reason(self) -> str:
         if self._stops.found is not None:
             return "stop_sequence"
+        if self._account.finish == "length" and self._account.tokens < self._limit:
+            return "model_context_window_exceeded"
         words = {"length": "max_tokens", "tool_calls": "tool_use"}
         return words.get(self._account.finish, "end_turn")
 

@@ -79,6 +79,7 @@ class AnthropicRoutes:
                 parsed.model,
                 parsed.stop_sequences or (),
                 omit_thinking=omits,
+                limit=parsed.max_tokens or 0,
                 request=id,
                 estimate=lambda: len(msgspec.json.encode(native)) // BYTES_PER_TOKEN,
             )

@@ -286,7 +286,7 @@ class Account:
         self.finish = ""
         self.usage = Usage()
         self.timings = Timings()
-        self._pieces = 0
+        self._pieces = self._thoughts = 0
 
     def feed(self, chunk: Chunk) -> None:
         """Add the counts and times of an event."""
@@ -294,12 +294,19 @@ class Account:
             self.usage = chunk.usage
         if chunk.timings is not None:
             self.timings = chunk.timings
-        self._pieces += sum(choice.delta is not None and choice.delta.says for choice in chunk.choices)
+        deltas = [choice.delta for choice in chunk.choices if choice.delta is not None]
+        self._pieces += sum(delta.says for delta in deltas)
+        self._thoughts += sum(bool(delta.thought) for delta in deltas)
 
     @property
     def tokens(self) -> int:
         """Tokens of the answer; the number of pieces so far until the engine reports a count."""
         return self.usage.completion_tokens or self.timings.predicted_n or self._pieces
+
+    @property
+    def thought_tokens(self) -> int:
+        """Tokens of thinking: the number of its pieces, since engines report no count."""
+        return min(self._thoughts, self.tokens)
 
     def final(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """Return the counts and durations, in nanoseconds, of Ollama's last record."""

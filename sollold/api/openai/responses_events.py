@@ -248,7 +248,7 @@ class ResponseEvents(EventTranslator):
             "input_tokens": prompt,
             "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
             "output_tokens": generated,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": account.thought_tokens},
             "total_tokens": prompt + generated,
         }
         incomplete = self._status == "incomplete"
