@@ -111,12 +111,12 @@ async def test_a_limit_of_minus_one_is_passed_on(serve: Serve, http: ClientSessi
         assert call_of(service).body["max_tokens"] == -1
 
 
-async def test_ollama_is_not_asked_for_zero_tokens(serve: Serve, http: ClientSession) -> None:
+@pytest.mark.parametrize("limit", ["max_tokens", "n_predict"])
+async def test_ollama_is_not_asked_for_zero_tokens(serve: Serve, http: ClientSession, limit: str) -> None:
     service = text_service()
     url = await serve(parts(service))
-    async with http.post(
-        f"{url}/v1/completions", json=request_body("/v1/completions", max_tokens=0)
-    ) as answer:
+    body = request_body("/v1/completions", **{limit: 0})
+    async with http.post(f"{url}/v1/completions", json=body) as answer:
         assert answer.status == 200
     assert service.asks[-1].calls.keys() == {Engine.LLAMA}
 

@@ -46,8 +46,10 @@ def raw_generate(body: dict[str, Any], ask: Completion, model: Model, notes: tup
     prompt = ask.prompt
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
-    if not isinstance(prompt, str) or (ask.n or 1) > 1 or "grammar" in body or ask.max_tokens == 0:
-        # (An Ollama takes a limit of 0 tokens for no limit.)
+    if not isinstance(prompt, str) or (ask.n or 1) > 1 or "grammar" in body:
+        return None
+    if 0 in (ask.max_tokens, ask.n_predict):
+        # An Ollama takes a limit of 0 tokens for no limit.
         return None
     options = {OPTIONS[name]: value for name, value in body.items() if name in OPTIONS}
     if ask.num_ctx:
