@@ -148,6 +148,7 @@ QUIET: dict[str, dict[str, Any]] = {
     "/v1/messages": {
         "metadata": {"user_id": "u"},
         "service_tier": "auto",
+        "thinking": {"type": "adaptive"},
         "output_config": {"effort": "low"},
     },
     "/api/chat": {"shift": True, "truncate": True, "keep_alive": 5, "options": {"num_ctx": 512, "seed": 1}},

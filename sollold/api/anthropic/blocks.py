@@ -15,19 +15,24 @@ _HOSTED = frozenset(
         *("container_upload", "compaction", "fallback"),
     )
 )
-"""Blocks that only Anthropic can read, or that describe what ran there."""
+"""Blocks that only Anthropic can read, or that describe what ran there, and the summary of a compaction."""
 _KNOWN = READ | _RESULT_KINDS | _HOSTED | {*CHANGES}
 
 
 def is_known(kind: str) -> bool:
     """Whether the meaning of blocks of this kind is known."""
-    return kind in _KNOWN or kind.endswith("_tool_result")
+    return kind in _KNOWN or is_hosted_result(kind)
 
 
-def unknown_kinds(messages: object) -> list[str]:
-    """Return the unknown kinds of blocks in the messages of the original request."""
+def is_hosted_result(kind: str) -> bool:
+    """Whether blocks of this kind have the result of a tool that ran at Anthropic, or a file stored there."""
+    return kind == "container_upload" or (kind.endswith("_tool_result") and kind not in READ)
+
+
+def block_kinds(messages: object) -> list[str]:
+    """Return the kinds of blocks in the messages of the original request, each once."""
     kinds = {str(block.get("type")) for turn in _objects(messages) for block in _blocks(turn.get("content"))}
-    return sorted(kind for kind in kinds if not is_known(kind))
+    return sorted(kinds)
 
 
 def wants_citations(messages: object) -> bool:

@@ -18,6 +18,11 @@ class Thinking(msgspec.Struct):
     display: str | None = None
 
     @property
+    def enabled(self) -> bool:
+        """Whether the model may think."""
+        return self.type in ("enabled", "adaptive")
+
+    @property
     def omitted(self) -> bool:
         """Whether thinking is hidden: the caller receives and returns it only as its signature."""
         return self.display == "omitted"
@@ -47,6 +52,8 @@ class Tokens(V1Fields, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     mcp_servers: list[dict[str, Any]] | None = None
+    output_config: dict[str, Any] | None = None
+    thread: dict[str, Any] | None = None
 
 
 class Messages(Tokens, kw_only=True):
@@ -58,5 +65,4 @@ class Messages(Tokens, kw_only=True):
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_k: Small | None = None
-    output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None

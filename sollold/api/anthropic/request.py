@@ -45,15 +45,11 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
         if value is not None:
             body[name] = value
     add_parameters(body, model)
-    output = ask.output_config or {}
-    if isinstance(effort := output.get("effort"), str) and "chat_template_kwargs" in body:
-        # Thinking is enabled, so its effort applies.
-        body["reasoning_effort"] = effort
-    format_ = output.get("format") or ask.output_format
-    if isinstance(format_, dict) and format_.get("type") == "json_schema":
-        schema = format_.get("schema")
-        if not isinstance(schema, dict):
-            raise bad_request("the output format needs a schema")
+    format_ = (ask.output_config or {}).get("format") or ask.output_format
+    if format_:
+        schema = format_.get("schema") if isinstance(format_, dict) else None
+        if not isinstance(schema, dict) or format_.get("type") != "json_schema":
+            raise bad_request("the output format must be of type json_schema, with a schema")
         if body["messages"][-1]["role"] == "assistant":
             # The format applies to what is generated, so the whole answer would not have it.
             raise bad_request("an output format can't be combined with the beginning of an answer")
@@ -74,6 +70,8 @@ def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
     """
     if not ask.messages:
         raise bad_request("messages is required: a list with at least one message")
+    if (ask.thread or {}).get("type") == "continue":
+        raise bad_request("thread: only Anthropic stores conversations; send all messages")
     system = _system_text(ask.system) or model.system
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages += own_messages(model)
@@ -81,7 +79,7 @@ def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
         messages += _turn(turn, model)
     body: dict[str, Any] = {"model": model.name, "messages": messages}
     add_tools(body, ask, model)
-    _thinking(body, ask.thinking, model)
+    _thinking(body, ask, model)
     return normalize_chat(body)
 
 
@@ -133,6 +131,9 @@ def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
         elif kind == "thinking" and isinstance(block.get("thinking"), str):
             # Omitted thinking is returned in the signature.
             thoughts.append(block["thinking"] or unsealed(block.get("signature")))
+        elif kind == "compaction" and isinstance(block.get("content"), str):
+            # The summary of the messages that it replaces.
+            parts.append({"type": "text", "text": block["content"]})
         elif kind == "search_result":
             parts.append({"type": "text", "text": _search_result(block)})
         elif not isinstance(kind, str) or kind in READ:
@@ -251,21 +252,23 @@ def _result_part(block: Any, model: Model) -> dict[str, Any]:
     return {"type": "text", "text": _text_of([block], "a tool_result's content")}
 
 
-def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> None:
+def _thinking(body: dict[str, Any], ask: Tokens, model: Model) -> None:
     """Set thinking: off unless requested, as at Anthropic; ignored for a model that can't think.
 
     Programs made for Anthropic's models (Claude Code) request it for every model. Ollama accepts their
     requests too.
     """
-    kind = thinking.type if thinking is not None else "disabled"
-    if kind not in ("enabled", "adaptive", "disabled"):
-        raise bad_request("thinking.type must be enabled, adaptive or disabled")
-    if kind == "disabled":
+    thinking = ask.thinking or Thinking()
+    if not thinking.enabled and thinking.type not in ("disabled", "between_tools"):
+        raise bad_request("thinking.type must be enabled, adaptive, between_tools or disabled")
+    if not thinking.enabled:
         if "thinking" in model.capabilities:
             body["reasoning_effort"] = "none"
         return
     if "thinking" not in model.capabilities:
         return
     body["chat_template_kwargs"] = {"enable_thinking": True}
-    if thinking is not None and thinking.budget_tokens is not None and kind == "enabled":
+    if isinstance(effort := (ask.output_config or {}).get("effort"), str):
+        body["reasoning_effort"] = effort
+    if thinking.budget_tokens is not None and thinking.type == "enabled":
         body["reasoning_budget_tokens"] = max(0, thinking.budget_tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sollold.api.anthropic.blocks import unknown_kinds, wants_citations
+from sollold.api.anthropic.blocks import block_kinds, is_hosted_result, is_known, wants_citations
 from sollold.api.anthropic.messages_ask import Messages
 from sollold.api.engine.ignored_fields import (
     OF_THE_CALLER,
@@ -14,7 +14,7 @@ from sollold.api.engine.ignored_fields import (
     without_effect,
 )
 
-_FIELDS = frozenset({*Messages.__struct_fields__, *OF_THE_CALLER})
+_FIELDS = frozenset({*Messages.__struct_fields__, *OF_THE_CALLER}) - {"thread"}
 _PARTS = {
     "output_config": ("effort", "format"),
     "thinking": ("type", "budget_tokens", "display"),
@@ -28,16 +28,32 @@ def message_warnings(body: dict[str, Any]) -> tuple[str, ...]:
     """Return a warning for each part of the original request that has no effect here."""
     known = _FIELDS | {"context_management"} if _keeps_all(body.get("context_management")) else _FIELDS
     warnings = [*ignored_fields(body, known), *ignored_parts(body, _PARTS)]
-    thinking = body.get("thinking")
-    display = thinking.get("display") if isinstance(thinking, dict) else None
-    if isinstance(display, str) and display not in ("summarized", "omitted"):
-        warnings.append(f"thinking.display {display[:_MAX_LENGTH]} has no effect: thinking is shown as it is")
+    warnings += _thinking_warnings(body)
     if wants_citations(body.get("messages")):
         warnings.append("citations has no effect: answers cite nothing here")
-    if unknown := unknown_kinds(body.get("messages")):
-        kinds = ", ".join(kind[:_MAX_LENGTH] for kind in unknown[:_MAX_KINDS])
-        warnings.append(f"content blocks of type {kinds} are not known here and are left out")
+    kinds = block_kinds(body.get("messages"))
+    for reason, left_out in (
+        ("are not known here", [kind for kind in kinds if not is_known(kind)]),
+        ("come from tools that ran at Anthropic", [kind for kind in kinds if is_hosted_result(kind)]),
+    ):
+        if left_out:
+            names = ", ".join(kind[:_MAX_LENGTH] for kind in left_out[:_MAX_KINDS])
+            warnings.append(f"content blocks of type {names} {reason} and are left out")
     return tuple(warnings)
+
+
+def _thinking_warnings(body: dict[str, Any]) -> list[str]:
+    value, output = body.get("thinking"), body.get("output_config")
+    thinking = value if isinstance(value, dict) else {}
+    kind, display = thinking.get("type"), thinking.get("display")
+    warnings = []
+    if isinstance(display, str) and display not in ("summarized", "omitted"):
+        warnings.append(f"thinking.display {display[:_MAX_LENGTH]} has no effect: thinking is shown as it is")
+    if kind == "between_tools":
+        warnings.append("thinking.type between_tools means disabled here: no text becomes thinking")
+    if kind not in ("enabled", "adaptive") and isinstance(output, dict) and output.get("effort"):
+        warnings.append("output_config.effort has no effect: thinking is not enabled")
+    return warnings
 
 
 _LLAMA_FIELDS = {"top_k": "top_k", "reasoning_budget_tokens": "thinking.budget_tokens"}

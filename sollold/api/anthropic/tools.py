@@ -14,7 +14,7 @@ import msgspec
 from sollold.api.anthropic.messages_ask import Tokens, ToolChoice
 from sollold.api.anthropic.tool_changes import current_tools
 from sollold.api.engine.fields import require_capability
-from sollold.api.engine.tools import NO_ARGUMENTS, require_tools, unknown_tools_message
+from sollold.api.engine.tools import NO_ARGUMENTS, called_directly, require_tools, unknown_tools_message
 from sollold.errors import bad_request
 from sollold.models.model import Model
 
@@ -81,13 +81,24 @@ _DEFINED: dict[str, tuple[str, Tool]] = {
     ),
 }
 """Kind without its date → description and schema."""
+_TOOLSETS = ("computer_toolset_", "browser_toolset_")
+"""Kinds of many tools that run at the caller, and are described nowhere."""
 
 
 def tool_warnings(ask: Tokens) -> tuple[str, ...]:
     """Return warnings about tools that are left out."""
     tools = current_tools(ask)
-    hosted = sorted({str(tool.get("type"))[:40] for tool in tools if _function(tool) is None})
-    warnings = [f"tools of type {', '.join(hosted)} run at Anthropic and are left out"] if hosted else []
+    left_out = {str(tool.get("type"))[:40] for tool in tools if _function(tool) is None}
+    toolsets = {kind for kind in left_out if kind.startswith(_TOOLSETS)}
+    warnings = [
+        f"tools of type {', '.join(sorted(kinds))} {reason} and are left out"
+        for kinds, reason in (
+            (left_out - toolsets, "run at Anthropic"),
+            (toolsets, "are known only to Anthropic's models"),
+        )
+        if kinds
+    ]
+    warnings += called_directly(tools)
     if ask.mcp_servers:
         warnings.append("mcp_servers has no effect: its tools run at Anthropic")
     return tuple(warnings)

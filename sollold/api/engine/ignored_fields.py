@@ -9,11 +9,14 @@ from sollold.did_you_mean import did_you_mean
 
 _CALLER_FIELDS = """
     user metadata client_metadata safety_identifier prompt_cache_key prompt_cache_retention
-    prompt_cache_options prediction service_tier cache_control inference_geo betas diagnostics user_profile_id
-    workspace_id billing_policy fallback_credit_token
+    prompt_cache_options prediction service_tier speed cache_control inference_geo betas diagnostics
+    user_profile_id workspace_id billing_policy fallback_credit_token access_programs
 """
 OF_THE_CALLER = frozenset(_CALLER_FIELDS.split())
 """Fields about the caller, billing, storage or speed elsewhere: the answer is the same without them."""
+
+CACHE_PARTS = {"prompt_cache_options": ("mode", "ttl", "comparison_response_id")}
+"""For `ignored_parts`: the part that is missing, ``prewarm``, asks for no answer."""
 
 _REASONS = {
     "container": "code runs only at Anthropic",
@@ -25,8 +28,10 @@ _REASONS = {
     "moderation": "nothing is moderated here",
     "reasoning.exclude": "leave out the answer's reasoning_content yourself",
     "reasoning.max_tokens": "send reasoning_budget_tokens",
+    "prompt_cache_options.prewarm": "an answer is generated; load the model with /api/cluster/load",
     "store": "chats are not kept here; /v1/responses keeps its responses for a while",
     "text": "it belongs to /v1/responses; a chat has response_format",
+    "thread": "only Anthropic stores conversations: send all messages with each request",
     "verbosity": "say in the prompt how long the answer should be",
     "thinking.budget_tokens": "send reasoning_budget_tokens",
     "text.verbosity": "say in the prompt how long the answer should be",

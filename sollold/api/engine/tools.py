@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -186,6 +186,14 @@ def require_tools(mode: str, tools: object) -> None:
     """
     if mode == "required" and not tools:
         raise bad_request("tool_choice requires a call, but there are no tools", field="tool_choice")
+
+
+def called_directly(tools: Iterable[dict[str, Any]]) -> list[str]:
+    """Return a warning if a caller's tool is meant to be called only by code that runs elsewhere."""
+    callers = (tool.get("allowed_callers") for tool in tools)
+    if not any(isinstance(names, list) and names and "direct" not in names for names in callers):
+        return []
+    return ["allowed_callers has no effect: the model calls tools directly, since it runs no code here"]
 
 
 def unknown_tools_message(names: Sequence[str]) -> str:

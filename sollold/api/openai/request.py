@@ -169,8 +169,10 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         raise bad_request("top_logprobs needs logprobs to be true", field="top_logprobs")
     if not ask.logprobs and "top_logprobs" in body:
         body = {key: value for key, value in body.items() if key != "top_logprobs"}
-    if "audio" in (ask.modalities or ()):
-        raise bad_request("modalities: audio output is not supported; only text is", field="modalities")
+    for modality in ask.modalities or ():
+        if modality != "text":
+            message = f"modalities: {modality[:40]} output is not supported; only text is"
+            raise bad_request(message, field="modalities")
     out = normalize_chat(with_functions(with_llamas_names(engine_body(typed_body(body, ask)), ask), ask))
     for name in UNSUPPORTED_FIELDS:
         out.pop(name, None)

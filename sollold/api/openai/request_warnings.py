@@ -8,6 +8,7 @@ import msgspec
 
 from sollold.api.engine.calls import OWN_FIELDS
 from sollold.api.engine.ignored_fields import (
+    CACHE_PARTS,
     OF_THE_CALLER,
     context_note,
     ignored_fields,
@@ -56,7 +57,7 @@ def llama_warnings(body: dict[str, Any], parsed: msgspec.Struct) -> tuple[str, .
     return ignored_fields(body, known | OWN_FIELDS | OF_THE_CALLER | {*parsed.__struct_fields__})
 
 
-_PARTS = {"stream_options": ("include_usage", "include_obfuscation")}
+_PARTS = {"stream_options": ("include_usage", "include_obfuscation"), **CACHE_PARTS}
 _CHAT_PARTS = {**_PARTS, "reasoning": ("effort", "enabled", "summary"), "thinking": ("type",)}
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from sollold.api.engine.conversation import join_contents
 from sollold.api.engine.fields import require_capability
-from sollold.api.engine.ignored_fields import OF_THE_CALLER, ignored_fields, ignored_parts
+from sollold.api.engine.ignored_fields import CACHE_PARTS, OF_THE_CALLER, ignored_fields, ignored_parts
 from sollold.api.engine.left_out import file_part
 from sollold.api.engine.messages import image_url_part, result_image_part
 from sollold.api.engine.modelfile import add_parameters, own_messages
@@ -49,7 +49,8 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
         )
     for name in ("conversation", "prompt"):
         if getattr(ask, name) is not None:
-            raise bad_request(f"{name} is stored only by OpenAI: send the whole input and instructions")
+            message = f"{name} is stored only by OpenAI: send the whole input and instructions"
+            raise bad_request(message, field=name)
     if ask.background:
         raise bad_request(
             "background is not supported: wait for the answer, or stream it", field="background"
@@ -320,6 +321,7 @@ _PARTS = {
     "text": ("format",),
     "reasoning": ("effort", "summary"),
     "stream_options": ("include_obfuscation",),
+    **CACHE_PARTS,
 }
 _INCLUDES = ("message.output_text.logprobs", "reasoning.encrypted_content")
 

@@ -11,7 +11,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sollold.api.engine.fields import require_capability
-from sollold.api.engine.tools import NO_ARGUMENTS, chosen_tools, require_tools, unknown_tools_message
+from sollold.api.engine.tools import (
+    NO_ARGUMENTS,
+    called_directly,
+    chosen_tools,
+    require_tools,
+    unknown_tools_message,
+)
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.errors import bad_request
 from sollold.facts import dataclass
@@ -81,6 +87,7 @@ def tool_warnings(ask: ResponseAsk) -> list[str]:
         )
         if group
     ]
+    warnings += called_directly(offered)
     if any("format" in tool for tool in offered if _kind(tool) == "custom"):
         warnings.append("the grammar of a custom tool is not enforced")
     return warnings

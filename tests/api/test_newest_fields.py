@@ -1,0 +1,113 @@
+"""Fields and blocks of newer clients: each has an effect, is named in a warning, or is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import ClientSession
+
+from sollold.api.anthropic.messages_ask import Messages, Tokens
+from sollold.api.anthropic.request import messages_body, prompt_body
+from tests.api.api_parts import CHAT, call_of, model, parts, text_service
+from tests.api.conftest import Serve
+
+TOOL_MODEL = model(capabilities=("completion", "tools", "thinking"))
+USER: dict[str, Any] = {"role": "user", "content": "go"}
+MESSAGES: dict[str, Any] = {"model": "demo", "max_tokens": 9, "messages": [USER]}
+ASKS: dict[str, dict[str, Any]] = {
+    "/v1/messages": MESSAGES,
+    "/v1/responses": {"model": "demo", "input": "go"},
+    "/v1/chat/completions": CHAT,
+}
+
+
+async def test_the_summary_of_a_compaction_reaches_the_model(serve: Serve, http: ClientSession) -> None:
+    service = text_service()
+    url = await serve(parts(service, TOOL_MODEL)) + "/v1/messages"
+    failed = {"type": "compaction", "content": None}
+    compaction = {"type": "compaction", "content": "We fixed a.py.", "encrypted_content": "…"}
+    body = {**MESSAGES, "messages": [{"role": "assistant", "content": [failed, compaction]}, USER]}
+    async with http.post(url, json=body) as answer:
+        assert answer.status == 200 and "X-Sollold-Warning" not in answer.headers
+    assert call_of(service).body["messages"] == [{"role": "assistant", "content": "We fixed a.py."}, USER]
+
+
+@pytest.mark.parametrize("kind", ["web_search_tool_result", "mcp_tool_result", "container_upload"])
+async def test_results_of_anthropics_tools_are_left_out_with_a_warning(
+    serve: Serve, http: ClientSession, kind: str
+) -> None:
+    url = await serve(parts(text_service(), TOOL_MODEL)) + "/v1/messages"
+    blocks = [{"type": kind, "tool_use_id": "s", "content": []}, {"type": "text", "text": "ok"}]
+    body = {**MESSAGES, "messages": [USER, {"role": "assistant", "content": blocks}, USER]}
+    async with http.post(url, json=body) as answer:
+        assert answer.status == 200
+        warned = answer.headers["X-Sollold-Warning"]
+    assert warned == f"content blocks of type {kind} come from tools that ran at Anthropic and are left out"
+
+
+CODE_ONLY = {"name": "get", "allowed_callers": ["code_execution_20260120"]}
+FUNCTION = {"type": "function", "name": "get", "parameters": None, "allowed_callers": ["programmatic"]}
+BOTH = {**FUNCTION, "allowed_callers": ["direct", "programmatic"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "warning"),
+    [
+        ("/v1/messages", {"thinking": {"type": "between_tools"}}, "between_tools means disabled"),
+        ("/v1/messages", {"output_config": {"effort": "low"}}, "output_config.effort has no effect"),
+        ("/v1/messages", {"thread": {"type": "create"}}, "thread has no effect: only Anthropic stores"),
+        ("/v1/messages", {"speed": "fast"}, ""),
+        ("/v1/messages", {"tools": [CODE_ONLY]}, "allowed_callers has no effect"),
+        (
+            "/v1/messages",
+            {"tools": [{"type": "browser_toolset_20260801"}, {"type": "computer_toolset_20260801"}]},
+            "browser_toolset_20260801, computer_toolset_20260801 are known only to Anthropic's models",
+        ),
+        ("/v1/responses", {"tools": [FUNCTION]}, "allowed_callers has no effect"),
+        ("/v1/responses", {"tools": [BOTH]}, ""),
+        ("/v1/responses", {"prompt_cache_options": {"prewarm": True}}, "prompt_cache_options.prewarm has no"),
+        ("/v1/responses", {"prompt_cache_options": {"mode": "explicit", "ttl": "12h"}}, ""),
+        ("/v1/chat/completions", {"prompt_cache_options": {"prewarm": True}}, "prewarm has no effect"),
+    ],
+)
+async def test_parts_without_effect_are_named(
+    serve: Serve, http: ClientSession, path: str, fields: dict[str, Any], warning: str
+) -> None:
+    url = await serve(parts(text_service(), TOOL_MODEL)) + path
+    async with http.post(url, json={**ASKS[path], "stream": True, **fields}) as answer:
+        assert answer.status == 200, await answer.text()
+        warned = answer.headers.get("X-Sollold-Warning", "")
+    assert warning in warned and bool(warned) is bool(warning)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        ("/v1/messages", {"thread": {"type": "continue", "previous_message_id": "m"}}, "send all messages"),
+        ("/v1/messages", {"output_config": {"format": {"type": "xml"}}}, "output format must be of type"),
+        ("/v1/messages", {"output_format": {"schema": {"type": "object"}}}, "output format must be of type"),
+        ("/v1/chat/completions", {"modalities": ["image", "text"]}, "image output is not supported"),
+    ],
+)
+async def test_what_can_not_be_given_is_refused(
+    serve: Serve, http: ClientSession, path: str, fields: dict[str, Any], message: str
+) -> None:
+    service = text_service()
+    url = await serve(parts(service, TOOL_MODEL)) + path
+    async with http.post(url, json={**ASKS[path], **fields}) as answer:
+        assert answer.status == 400 and message in await answer.text()
+    assert not service.asks
+
+
+def test_thinking_between_tools_is_off_and_effort_counts_in_the_prompt() -> None:
+    ask = msgspec.convert({**MESSAGES, "thinking": {"type": "between_tools"}}, Messages)
+    assert messages_body(ask, TOOL_MODEL)["reasoning_effort"] == "none"
+    counted = {
+        "model": "demo",
+        "messages": [USER],
+        "thinking": {"type": "adaptive"},
+        "output_config": {"effort": "low"},
+    }
+    assert prompt_body(msgspec.convert(counted, Tokens), TOOL_MODEL)["reasoning_effort"] == "low"
