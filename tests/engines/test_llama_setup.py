@@ -635,6 +635,16 @@ def test_two_simultaneous_setups_build_once(workshop: Workshop) -> None:
     assert sorted("waiting" in lines for lines in outputs) == [False, True]
 
 
+def test_a_build_that_ended_after_the_search_is_not_repeated(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = workshop.setup().run()
+    found = iter([None, built])
+    monkeypatch.setattr(Setup, "_find", lambda self: next(found))
+    assert workshop.setup().run() == built
+    assert workshop.runs() == 1
+
+
 def wait_for_pid(file: Path) -> int:
     deadline = time.monotonic() + 20
     while not (file.exists() and file.read_text().strip()):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,32 @@ def test_an_incomplete_file_is_not_offered_for_a_tensor(cache: TensorCache, tmp_
     (folder / ONE).write_bytes(b"x" * 10)
     cache.keep("b")
     assert (tmp_path / "tensors/whole" / ONE).read_bytes() == b"x" * 10
+
+
+_OTHER = """
+import sys
+from pathlib import Path
+from sollold.engines.llamacpp.tensor_cache import TensorCache
+
+cache = TensorCache(Path(sys.argv[1]), 1000)
+cache.remove_leftovers()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_only_one_of_two_daemons_uses_the_cache(cache: TensorCache, tmp_path: Path) -> None:
+    folder = tmp_path / "tensors"
+    command = [sys.executable, "-c", _OTHER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdin is not None
+        other.stdout.readline()
+        working = folder / "work/of-the-other"
+        working.mkdir(parents=True)
+        cache.remove_leftovers()
+        assert working.is_dir()
+        assert cache.make_folder("a", 0) is None
+        assert cache.models() == ()
+        other.stdin.close()
+    assert cache.make_folder("a", 0) is not None
+    assert not working.exists()

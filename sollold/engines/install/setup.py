@@ -276,8 +276,9 @@ class Setup:
             raise SetupFailed(f"llama.cpp can't be built without {' and '.join(absent)}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with self._locked() as waited:
-                if waited and (found := existing()) is not None:
+            with self._locked():
+                # Another process may have built it since the search: its processes use the files already.
+                if (found := existing()) is not None:
                     return found
                 return self._build(wanted)
         except OSError as error:
@@ -347,8 +348,8 @@ class Setup:
         return look_at(target / "bin" / "llama-server", target / "bin" / "ggml-rpc-server")
 
     @contextmanager
-    def _locked(self) -> Iterator[bool]:
-        """Hold the lock shared by all processes that use this cache; yields whether we had to wait for it."""
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock shared by all processes that use this cache."""
         waited = False
         with (self._folder / "lock").open("a+b") as file:
             while True:
@@ -367,7 +368,7 @@ class Setup:
             file.truncate(0)
             file.write(str(os.getpid()).encode())
             file.flush()
-            yield waited
+            yield
 
     def _tell(self, stage: str, fraction: float, message: str) -> None:
         self._callback(Progress(stage, fraction, message))

@@ -12,6 +12,7 @@ into it under their hash when llama-server sends the hash.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -51,10 +52,16 @@ class TensorCache:
     """``folder/whole`` holds the files, ``folder/work/<deployment>/rpc`` a worker's links, ``…/fill`` files
     that are being created for it.
 
-    Its methods block: call them off the loop. If the disk fails, only caching is lost.
+    Its methods block: call them off the loop. If the disk fails, only caching is lost. Of several daemons
+    with the same folder only the first uses it: they would delete each other's files.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
+        self._folder = folder
+        self._lock_handle: int | None = None
+        """The file whose lock makes this process the only one that uses the folder; never closed."""
+        self._shared = False
+        """Whether another process was found to use the folder."""
         self._whole = folder / "whole"
         self._work = folder / "work"
         self._index = folder / "whole.json"
@@ -68,14 +75,42 @@ class TensorCache:
     def remove_leftovers(self) -> None:
         """Delete what an earlier run's workers wrote and was not taken over."""
         with self._lock:
-            shutil.rmtree(self._work, ignore_errors=True)
+            self._own()
+
+    def _own(self) -> bool:
+        """Return whether this process alone uses the folder; if it begins to, remove leftovers."""
+        if self._lock_handle is not None:
+            return True
+        handle = -1
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            if handle >= 0:
+                os.close(handle)
+            if not self._shared:
+                text = (
+                    "workers cache no tensors: another sollold uses %s; set node.cache_dir to another folder"
+                )
+                log.warning(text, self._folder)
+            self._shared = True
+            return False
+        except OSError as error:
+            # A file system without locks, or a fault that the next operation reports.
+            log.debug("%s can't be locked: %s", self._folder, error)
+        self._lock_handle, self._shared = handle, False
+        shutil.rmtree(self._work, ignore_errors=True)
+        return True
 
     def make_folder(self, deployment: str, size: int) -> Path | None:
         """Create the ``LLAMA_CACHE`` for the worker of ``deployment``, which may write ``size`` bytes.
 
-        Returns None if the disk is too full: then the worker runs without a cache.
+        Returns None if the disk is too full, or another daemon uses the cache: then the worker runs without.
         """
         with self._lock:
+            if not self._own():
+                return None
             try:
                 folder = self._work / deployment / "rpc"
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -147,7 +182,7 @@ class TensorCache:
         """Return (digest prefix of a model, bytes cached of it) for the most recent models."""
         with self._lock:
             try:
-                known = self._read()
+                known = self._read() if self._own() else {}
             except OSError:
                 return ()
         sizes: dict[str, int] = {}
