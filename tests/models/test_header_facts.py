@@ -19,6 +19,12 @@ TWO_LAYERS = ("token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight",
         ({"llama.block_count": 20_000_000}, "declares 20000000 layers but lists tensors of 2"),
         ({"llama.attention.head_count": 0}, "declares no attention heads"),
         ({"llama.attention.head_count": [0, 0]}, "declares no attention heads"),
+        ({"llama.attention.head_count": -3}, "declares attention.head_count as -3"),
+        ({"llama.attention.head_count_kv": [4, -4]}, "declares attention.head_count_kv as -4"),
+        ({"llama.block_count": -1}, "declares block_count as -1"),
+        ({"llama.embedding_length": -5}, "declares embedding_length as -5"),
+        ({"llama.embedding_length": 1 << 40}, f"declares embedding_length as {1 << 40}"),
+        ({"llama.context_length": 1 << 63}, f"declares context_length as {1 << 63}"),
     ],
 )
 def test_a_header_that_contradicts_its_tensors_is_refused(

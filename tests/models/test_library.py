@@ -204,7 +204,8 @@ async def test_the_shape_of_a_corrupt_file_is_refused_with_the_reason(three: Thr
 @pytest.mark.parametrize("asks", [0, 1])
 async def test_a_header_with_impossible_numbers_has_no_shape(three: ThreeNodes, asks: int) -> None:
     asking, holder = three.nodes[asks], three.nodes[1]
-    write_gguf(holder.folder / "m" / "odd.gguf", metadata={"llama.attention.key_length": 2**64 - 1})
+    keys = ("llama.attention.key_length", "llama.attention.head_count_kv")
+    write_gguf(holder.folder / "m" / "odd.gguf", metadata=dict.fromkeys(keys, 2**31 - 1))
     await three.start()
     await until(lambda: asking.library.find("odd"))
     ((node, model),) = asking.library.find("odd")

@@ -24,7 +24,7 @@ from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.models")
 
-_EDITION = 8
+_EDITION = 9
 """Version of the cache, increased when facts change their meaning so that cached ones are discarded."""
 
 _FILE_TYPES = {
@@ -68,6 +68,20 @@ _FILE_TYPES = {
 """``general.file_type`` (llama.cpp: enum llama_ftype)."""
 
 _ENCODERS = ("bert", "t5encoder", "gemma-embedding", "llama-embed", "eurobert")
+_SIZES = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "expert_count",
+    "expert_used_count",
+    "vocab_size",
+)
+"""Header keys, after the architecture, of numbers that are not negative and fit into 31 bits."""
 _RANK = 4
 """``pooling_type`` of a reranker."""
 _CLASSIFIERS = ("cls.output.weight", "cls.weight")
@@ -204,6 +218,10 @@ def _contradiction(header: Header, layers: int) -> str:
 
     A layer may have no tensors of its own, but not most of them; a layer with attention has heads.
     """
+    for key in _SIZES:
+        for value in header.integers(f"{header.architecture}.{key}"):
+            if not 0 <= value < 1 << 31:
+                return f"Its header declares {key} as {value}"
     if layers > len(header.tensors):
         blocks = {block for tensor in header.tensors if (block := block_of(tensor)) is not None}
         return f"Its header declares {layers} layers but lists tensors of {len(blocks)}"
