@@ -13,6 +13,7 @@ from sollold.cli.pull import print_steps
 from sollold.cli.streams import harmless
 from sollold.cli.table import print_table
 from sollold.client.blocking import BlockingClient
+from sollold.natural_order import natural
 from sollold.units import bytes_text
 
 _SPANS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
@@ -24,6 +25,7 @@ def models(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
         return Exit.DONE
+    found.sort(key=lambda model: natural(model["name"]))
     if options.quiet:
         for model in found:
             print(harmless(model["name"]))
