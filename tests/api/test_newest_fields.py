@@ -10,6 +10,9 @@ from aiohttp import ClientSession
 
 from sollold.api.anthropic.messages_ask import Messages, Tokens
 from sollold.api.anthropic.request import messages_body, prompt_body
+from sollold.api.engine.left_out import UNSEEN_IMAGE
+from sollold.api.openai.responses_request import input_messages
+from sollold.errors import Refusal
 from tests.api.api_parts import CHAT, call_of, model, parts, text_service
 from tests.api.conftest import Serve
 
@@ -111,3 +114,59 @@ def test_thinking_between_tools_is_off_and_effort_counts_in_the_prompt() -> None
         "output_config": {"effort": "low"},
     }
     assert prompt_body(msgspec.convert(counted, Tokens), TOOL_MODEL)["reasoning_effort"] == "low"
+
+
+def _inputs(*items: dict[str, Any]) -> list[dict[str, Any]]:
+    return input_messages([{"role": "user", "content": "go"}, *items], TOOL_MODEL)[1:]
+
+
+def test_results_of_calls_need_no_call_id_if_they_name_the_function() -> None:
+    calls = [
+        {"type": "function_call", "call_id": f"c{name}", "name": name, "arguments": "{}"}
+        for name in ("get", "put")
+    ]
+    result = {"type": "function_call_output", "output": "noon", "name": "put"}
+    assert [message["tool_call_id"] for message in _inputs(*calls, result)[1:]] == ["cput"]
+    with pytest.raises(Refusal, match="needs a call_id or a name"):
+        _inputs(*calls, {"type": "function_call_output", "output": "noon"})
+
+
+def test_the_result_of_a_local_shell_has_the_id_of_its_call() -> None:
+    call = {"type": "local_shell_call", "id": "lsh_1", "action": {"command": ["ls"]}, "status": "completed"}
+    result = {"type": "local_shell_call_output", "id": "c2", "output": "a.py"}
+    asked, answered = _inputs({**call, "call_id": "c2"}, result)
+    assert asked["tool_calls"][0]["id"] == answered["tool_call_id"] == "c2" and answered["content"] == "a.py"
+
+
+def test_a_failed_patch_without_output_is_shown_as_failed() -> None:
+    result = {"type": "apply_patch_call_output", "call_id": "c", "status": "failed"}
+    assert _inputs(result)[0]["content"] == "failed"
+    assert _inputs({**result, "output": "no such file"})[0]["content"] == "no such file"
+    assert _inputs({**result, "status": "completed"})[0]["content"] == ""
+
+
+def test_the_screenshot_of_a_computer_is_an_image() -> None:
+    output = {"type": "computer_screenshot", "image_url": "data:image/png;base64,iVBORw0KGgo="}
+    item = {"type": "computer_call_output", "call_id": "c", "output": output}
+    assert _inputs(item)[0]["content"] == UNSEEN_IMAGE
+    seen = input_messages([item], model(capabilities=("completion", "vision")))
+    assert seen[0]["content"][0]["type"] == "image_url"
+
+
+async def test_calls_that_ran_at_openai_are_left_out_with_a_warning(
+    serve: Serve, http: ClientSession
+) -> None:
+    url = await serve(parts(text_service(), TOOL_MODEL)) + "/v1/responses"
+    items = [
+        {"type": "code_interpreter_call", "id": "ci_1", "code": "1+1", "outputs": [{"logs": "2"}]},
+        {"type": "file_search_call", "id": "fs_1", "queries": ["x"], "results": [{"text": "found"}]},
+        {"type": "tool_search_call", "execution": "server", "arguments": {}},
+        {"type": "mcp_call", "id": "mcp_1"},
+    ]
+    async with http.post(url, json={"model": "demo", "input": [USER, *items]}) as answer:
+        assert answer.status == 200
+        warned = answer.headers["X-Sollold-Warning"]
+    assert warned.startswith(
+        "items of type code_interpreter_call, file_search_call ran at OpenAI and are left"
+    )
+    assert warned.count("left out") == 2 and "MCP servers" in warned

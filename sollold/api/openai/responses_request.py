@@ -15,7 +15,7 @@ from sollold.api.engine.conversation import join_contents
 from sollold.api.engine.fields import require_capability
 from sollold.api.engine.ignored_fields import CACHE_PARTS, OF_THE_CALLER, ignored_fields, ignored_parts
 from sollold.api.engine.left_out import file_part
-from sollold.api.engine.messages import image_url_part, result_image_part
+from sollold.api.engine.messages import image_url_part, link_tool_results, result_image_part
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.sealed_thought import unsealed
@@ -154,6 +154,8 @@ def input_messages(source: str | list[dict[str, Any]], model: Model) -> list[Mes
             message["content"] = join_contents(*message["content"])
             if "reasoning_content" in message:
                 message["reasoning_content"] = "\n\n".join(message["reasoning_content"])
+    if any(message["role"] == "tool" and "tool_call_id" not in message for message in messages):
+        return link_tool_results(messages)
     return messages
 
 
@@ -195,6 +197,17 @@ def _ran_at_caller(item: dict[str, Any], kind: str) -> bool:
     if kind == f"{SEARCH}_call":
         return item.get("execution") == "client"
     return "call_id" in item or kind == "function_call"
+
+
+def _kinds_run_at_openai(ask: ResponseAsk) -> list[str]:
+    """Return the kinds of calls in the input that did not run at the caller, except searches for tools."""
+    kinds = set()
+    for item in ask.input if isinstance(ask.input, list) else ():
+        kind = str(item.get("type"))
+        is_other = kind.startswith(("mcp_", SEARCH)) or not kind.endswith("_call")
+        if not is_other and not _ran_at_caller(item, kind):
+            kinds.add(kind[:40])
+    return sorted(kinds)
 
 
 def _search_result(item: dict[str, Any]) -> list[Message]:
@@ -299,17 +312,25 @@ def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thoughts: li
 
 
 def _result(item: dict[str, Any], model: Model) -> dict[str, Any]:
-    id_ = item.get("call_id")
-    if not isinstance(id_, str):
-        raise bad_request(f"a {item.get('type')} needs a call_id")
-    output = item.get("output") or ""
+    kind, name = item.get("type"), item.get("name")
+    output = item.get("output") or ("failed" if item.get("status") == "failed" else "")
+    if isinstance(output, dict) and isinstance(output.get("image_url"), str):
+        # A computer's screen.
+        output = [{"type": "input_image", "image_url": output["image_url"]}]
     parts = output if isinstance(output, list) else ()
     if not isinstance(output, (str, list)) or any(
         not isinstance(part, dict) or "type" not in part for part in parts
     ):
         # For example a shell's: its output and the exit status of each command.
         output = msgspec.json.encode(output).decode()
-    return {"role": "tool", "tool_call_id": id_, "content": _content(output, model, result=True)}
+    message = {"role": "tool", "content": _content(output, model, result=True)}
+    # A local shell's result has only the id of its call; a function's may name the function instead.
+    id_ = item.get("call_id") or (item.get("id") if kind == "local_shell_call_output" else None)
+    if isinstance(id_, str):
+        return {**message, "tool_call_id": id_}
+    if not isinstance(name, str):
+        raise bad_request(f"a {kind} needs a call_id or a name")
+    return {**message, "name": full_name(item.get("namespace"), name)}
 
 
 def _is_known(kind: str) -> bool:
@@ -338,6 +359,8 @@ def response_warnings(body: dict[str, Any], ask: ResponseAsk) -> tuple[str, ...]
     if ask.top_logprobs and ask.alternatives is None:
         warnings.append(f"top_logprobs has no effect: include does not name {_INCLUDES[0]}")
     kinds = {str(item.get("type")) for item in ask.input} if isinstance(ask.input, list) else set()
+    if elsewhere := _kinds_run_at_openai(ask):
+        warnings.append(f"items of type {', '.join(elsewhere)} ran at OpenAI and are left out")
     if kinds & {*_UNREADABLE}:
         warnings.append("a compaction can only be read by OpenAI and is left out")
     if any(kind.startswith("mcp_") for kind in kinds):
