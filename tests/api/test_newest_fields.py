@@ -60,7 +60,6 @@ BOTH = {**FUNCTION, "allowed_callers": ["direct", "programmatic"]}
     [
         ("/v1/messages", {"thinking": {"type": "between_tools"}}, "between_tools means disabled"),
         ("/v1/messages", {"output_config": {"effort": "low"}}, "output_config.effort has no effect"),
-        ("/v1/messages", {"thread": {"type": "create"}}, "thread has no effect: only Anthropic stores"),
         ("/v1/messages", {"speed": "fast"}, ""),
         ("/v1/messages", {"tools": [CODE_ONLY]}, "allowed_callers has no effect"),
         (
@@ -88,7 +87,6 @@ async def test_parts_without_effect_are_named(
 @pytest.mark.parametrize(
     ("path", "fields", "message"),
     [
-        ("/v1/messages", {"thread": {"type": "continue", "previous_message_id": "m"}}, "send all messages"),
         ("/v1/messages", {"output_config": {"format": {"type": "xml"}}}, "output format must be of type"),
         ("/v1/messages", {"output_format": {"schema": {"type": "object"}}}, "output format must be of type"),
         ("/v1/chat/completions", {"modalities": ["image", "text"]}, "image output is not supported"),
@@ -102,6 +100,21 @@ async def test_what_can_not_be_given_is_refused(
     async with http.post(url, json={**ASKS[path], **fields}) as answer:
         assert answer.status == 400 and message in await answer.text()
     assert not service.asks
+
+
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+async def test_clients_learn_that_there_are_no_threads(
+    serve: Serve, http: ClientSession, thread: dict[str, Any]
+) -> None:
+    """After this error the tool runner of Anthropic's SDK sends all messages, without a thread."""
+    url = await serve(parts(text_service(), TOOL_MODEL))
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        async with http.post(url + path, json={**MESSAGES, "thread": thread}) as answer:
+            error = (await answer.json())["error"]
+        assert answer.status == 400 and "send all messages" in error["message"]
+        assert error["details"] == {"error_code": "thread_unsupported_request"}
+    async with http.post(f"{url}/v1/messages", json={**MESSAGES, "model": ""}) as answer:
+        assert "details" not in (await answer.json())["error"]
 
 
 def test_thinking_between_tools_is_off_and_effort_counts_in_the_prompt() -> None:

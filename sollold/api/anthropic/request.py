@@ -70,8 +70,8 @@ def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
     """
     if not ask.messages:
         raise bad_request("messages is required: a list with at least one message")
-    if (ask.thread or {}).get("type") == "continue":
-        raise bad_request("thread: only Anthropic stores conversations; send all messages")
+    if ask.thread:
+        raise bad_request("thread: only Anthropic stores conversations; send all messages", field="thread")
     system = _system_text(ask.system) or model.system
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages += own_messages(model)

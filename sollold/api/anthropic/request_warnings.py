@@ -14,7 +14,7 @@ from sollold.api.engine.ignored_fields import (
     without_effect,
 )
 
-_FIELDS = frozenset({*Messages.__struct_fields__, *OF_THE_CALLER}) - {"thread"}
+_FIELDS = frozenset({*Messages.__struct_fields__, *OF_THE_CALLER})
 _PARTS = {
     "output_config": ("effort", "format"),
     "thinking": ("type", "budget_tokens", "display"),

@@ -31,7 +31,6 @@ _REASONS = {
     "prompt_cache_options.prewarm": "an answer is generated; load the model with /api/cluster/load",
     "store": "chats are not kept here; /v1/responses keeps its responses for a while",
     "text": "it belongs to /v1/responses; a chat has response_format",
-    "thread": "only Anthropic stores conversations: send all messages with each request",
     "verbosity": "say in the prompt how long the answer should be",
     "thinking.budget_tokens": "send reasoning_budget_tokens",
     "text.verbosity": "say in the prompt how long the answer should be",

@@ -41,6 +41,9 @@ _TYPES = {
 """Types of errors by status. All others below 500 are an ``invalid_request_error``."""
 _ANTHROPIC_TYPES = {**_TYPES, 413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
 
+_ANTHROPIC_DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
+"""Invalid field → details of the error, by which Anthropic's clients recognize what to do without it."""
+
 _CODES = {
     Fault.NOT_FOUND: "model_not_found",
     Fault.TOO_BIG: "insufficient_memory",
@@ -78,7 +81,9 @@ def error_object(
         return {"error": message}
     if dialect is Dialect.ANTHROPIC:
         kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-        error = {"type": kind, "message": message}
+        error: dict[str, Any] = {"type": kind, "message": message}
+        if details := _ANTHROPIC_DETAILS.get(field):
+            error["details"] = details
         return {"type": "error", "error": error, "request_id": request or None}
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": field or None, "code": code}}
