@@ -11,7 +11,8 @@ from aiohttp import ClientSession
 from sollold.api.anthropic.messages_ask import Messages, Tokens
 from sollold.api.anthropic.request import messages_body, prompt_body
 from sollold.api.engine.left_out import UNSEEN_IMAGE
-from sollold.api.openai.responses_request import input_messages
+from sollold.api.openai.responses_ask import ResponseAsk
+from sollold.api.openai.responses_request import input_messages, response_body, response_warnings
 from sollold.errors import Refusal
 from tests.api.api_parts import CHAT, call_of, model, parts, text_service
 from tests.api.conftest import Serve
@@ -183,3 +184,19 @@ async def test_calls_that_ran_at_openai_are_left_out_with_a_warning(
         "items of type code_interpreter_call, file_search_call ran at OpenAI and are left"
     )
     assert warned.count("left out") == 2 and "MCP servers" in warned
+
+
+def test_items_of_the_input_change_the_effort_and_the_format() -> None:
+    def update(**fields: Any) -> dict[str, Any]:
+        return {"type": "configuration_update", **fields}
+
+    shape = {"type": "json_schema", "name": "a", "schema": {"type": "object"}}
+    request: dict[str, Any] = {"model": "demo", "input": [USER], "reasoning": {"effort": "high"}}
+    request["input"] += [update(reasoning={"effort": "low"}), update(text={"format": shape}), USER]
+    ask = msgspec.convert(request, ResponseAsk)
+    body = response_body(ask, TOOL_MODEL)
+    assert body["reasoning_effort"] == "low" and body["response_format"]["type"] == "json_schema"
+    assert body["messages"] == [USER, USER] and response_warnings(request, ask) == ()
+    request["input"].append(update(reasoning={"effort": "none"}, text={"format": {"type": "text"}}))
+    body = response_body(msgspec.convert(request, ResponseAsk), TOOL_MODEL)
+    assert body["reasoning_effort"] == "none" and "response_format" not in body

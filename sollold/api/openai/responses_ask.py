@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from sollold.api.engine.number_ranges import Limit, Share, Temperature, TopLogprobs
 from sollold.api.engine.placement import V1Fields
 
@@ -31,6 +33,18 @@ class ResponseAsk(V1Fields, kw_only=True):
     truncation: str | None = None
     store: bool | None = None
     metadata: dict[str, Any] | None = None
+
+    def configured(self) -> ResponseAsk:
+        """Return the request with the effort and the format that items of its input set last."""
+        reasoning, text = self.reasoning, self.text
+        for item in self.input if isinstance(self.input, list) else ():
+            if item.get("type") != "configuration_update":
+                continue
+            if isinstance(update := item.get("reasoning"), dict):
+                reasoning = {**(reasoning or {}), **update}
+            if isinstance(update := item.get("text"), dict):
+                text = {**(text or {}), **update}
+        return replace(self, reasoning=reasoning, text=text)
 
     @property
     def alternatives(self) -> int | None:

@@ -40,6 +40,7 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
     Raises:
         Refusal: BAD_REQUEST.
     """
+    ask = ask.configured()
     if not ask.input:
         raise bad_request("input is required: a string or a list of items", field="input")
     if ask.previous_response_id:
@@ -221,7 +222,10 @@ def _search_result(item: dict[str, Any]) -> list[Message]:
 
 _UNREADABLE = ("compaction", "compaction_summary", "context_compaction", "item_reference")
 """Items whose content only OpenAI can read."""
-_SUPPORTED = ("message", "agent_message", "reasoning", "tool_search_output", "additional_tools", "None")
+_SUPPORTED = (
+    *("message", "agent_message", "reasoning", "tool_search_output", "additional_tools"),
+    *("configuration_update", "None"),
+)
 
 
 def _message(item: dict[str, Any], model: Model) -> dict[str, Any]:
