@@ -18,7 +18,7 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 
-from sollold.cluster.admission import admission
+from sollold.cluster.admission import admission, search
 from sollold.cluster.admission.calls import AdmissionCalls
 from sollold.cluster.admission.exchange import (
     AdmissionState,
@@ -224,6 +224,34 @@ async def lan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     lan = Lan(tmp_path)
     yield lan
     await lan.close()
+
+
+async def test_a_machine_that_admits_another_before_it_could_join_a_cluster_stays(
+    lan: Lan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was admitted to the cluster while it waited for a change of its own secret to end."""
+    asked = asyncio.Event()
+    member = key(1).node
+
+    async def greeted(*args: object) -> tuple[Standing, tuple[str, int]]:
+        return Standing(member, "member", "there", member, 1e6, False, True), ("10.0.0.1", 1)
+
+    async def ask(*args: object) -> Answer:
+        asked.set()
+        return Answer(AdmissionState.ADMITTED, "ab" * 32, member, 1e6)
+
+    await lan.start(0)
+    own, own_ring = lan.admission(0), lan.ring(0)
+    # Held during each step of a change of the secret.
+    async with own._steps:
+        monkeypatch.setattr(search, "greeted", greeted)
+        monkeypatch.setattr(search, "ask", ask)
+        monkeypatch.setattr(own.search, "_targets", lambda: [()])
+        looking = asyncio.create_task(own.search.look(own.standing()))
+        await asked.wait()
+        own.let_in(key(2).node, "other", "invitation")
+    await looking
+    assert (lan.ring(0).founder, lan.ring(0).secret) == (own_ring.founder, own_ring.secret)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

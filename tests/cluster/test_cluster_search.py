@@ -71,7 +71,9 @@ class World:
         self.while_asked()
         return Answer(self.state, "ab" * 32, MEMBER.node, 1e6)
 
-    async def _got(self, node: str, name: str, address: Address, ring: Keyring, newer: bool) -> None:
+    async def _got(
+        self, node: str, name: str, address: Address, ring: Keyring, newer: bool, before: Keyring | None
+    ) -> None:
         self.joined.append(node)
 
     def admit_another(self) -> None:

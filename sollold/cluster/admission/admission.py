@@ -16,7 +16,7 @@ from sollold.cluster.admission.invitation import Invitations
 from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile
 from sollold.cluster.admission.orders import SecretAnswer, SecretOrder, Step
 from sollold.cluster.admission.policy import Standing, code_of, standing_of
-from sollold.cluster.admission.search import ClusterSearch
+from sollold.cluster.admission.search import ClusterSearch, differs
 from sollold.cluster.admission.waiting import WaitingList
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.gossip.record import WaitingMachine
@@ -336,11 +336,11 @@ class Admission:
             self._changed()
 
     async def _receive_secret(
-        self, node: str, name: str, address: Address, ring: Keyring, newer: bool
+        self, node: str, name: str, address: Address, ring: Keyring, newer: bool, before: Keyring | None
     ) -> None:
-        """Handle a secret received from a member. ``newer``: it is a later one of our own cluster."""
+        """Handle a secret received from a member; see `sollold.cluster.admission.search.Got`."""
         if not (newer and ring.founder == self.ring.founder):
-            await self._join(node, name, address, ring)
+            await self._join(node, name, address, ring, before)
             return
         async with self._steps:
             if ring.generation < self.ring.generation:
@@ -349,9 +349,14 @@ class Admission:
             await self._take(caught_up(self.ring, ring))
         self._met(node, address)
 
-    async def _join(self, node: str, name: str, address: Address, ring: Keyring) -> None:
+    async def _join(
+        self, node: str, name: str, address: Address, ring: Keyring, before: Keyring | None
+    ) -> None:
         """Switch to another cluster, whose member ``node`` gave this one ``ring``."""
         async with self._steps:
+            # An invitation may have been used here while this waited for a change of the secret to end.
+            if before is not None and differs(before, self.ring):
+                return
             self.ring = ring
             self.search.wait_no_more()
             # An admin's decisions were about the former cluster.

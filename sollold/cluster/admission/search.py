@@ -31,8 +31,9 @@ _SEARCH_TURNS = 5
 """A node that is not alone looks in every n-th turn for members that have a later secret."""
 
 
-Got = Callable[[str, str, Address, Keyring, bool], Awaitable[None]]
-"""(id, name, address of a member, the keyring it gave, whether that is a later one of the own cluster)."""
+Got = Callable[[str, str, Address, Keyring, bool, Keyring | None], Awaitable[None]]
+"""(id, name, address of a member, the keyring it gave, whether that is a later one of the own cluster, the
+own one when it was asked; None: an admin wants to join, whatever the own one is)."""
 
 
 class ClusterSearch:
@@ -124,7 +125,7 @@ class ClusterSearch:
         before = self._ring()
         targets = self._targets()
         replies = await asyncio.gather(*(greeted(self._reach, self._port(), group) for group in targets))
-        if self._differs(before):
+        if differs(before, self._ring()):
             return
         waits_at = self.waits_at.founder if self.waits_at is not None else ""
         known = self._ring().known - {self._key.node}
@@ -145,15 +146,10 @@ class ClusterSearch:
         try:
             with contextlib.suppress(PeerError, TimeoutError, OSError):
                 answer = await ask(self._reach, self._key, self._name, self._port(), chosen.node, address)
-                if not self._differs(before):
-                    await self._answered(chosen, address, answer, newer=bool(newer))
+                if not differs(before, self._ring()):
+                    await self._answered(chosen, address, answer, before, newer=bool(newer))
         finally:
             self.asking = False
-
-    def _differs(self, before: Keyring) -> bool:
-        """Whether this node admitted a machine, which it must not leave alone, or got another secret."""
-        ring = self._ring()
-        return (ring.alone, ring.secret) != (before.alone, before.secret)
 
     def _targets(self) -> list[tuple[Address, ...]]:
         """Return the candidates to contact, grouped by machine; of too many a random selection."""
@@ -164,7 +160,9 @@ class ClusterSearch:
         room = _MAX_CANDIDATES - len(kept)
         return kept + (random.sample(others, room) if len(others) > room else others)
 
-    async def _answered(self, member: Standing, address: Address, answer: Answer, *, newer: bool) -> None:
+    async def _answered(
+        self, member: Standing, address: Address, answer: Answer, before: Keyring, *, newer: bool
+    ) -> None:
         if answer.state in (AdmissionState.WAITING, AdmissionState.EVICTED):
             self.turned_out = answer.state is AdmissionState.EVICTED
             new = self.waits_at is None or self.waits_at.founder != member.founder
@@ -175,7 +173,7 @@ class ClusterSearch:
             self._changed()
         elif answer.state is AdmissionState.ADMITTED:
             self.wait_no_more()
-            await self._got(member.node, member.name, address, answer.keyring(member.node), newer)
+            await self._got(member.node, member.name, address, answer.keyring(member.node), newer, before)
 
     async def accept(self, code: str, addresses: Sequence[Address]) -> Invited:
         """Ask the member at ``addresses`` to be admitted by a code; if it is right, join that cluster.
@@ -189,7 +187,7 @@ class ClusterSearch:
             invited = await use_code(self._reach, self._key, self._name, code, addresses)
             if invited.answer is not None:
                 ring = invited.answer.keyring(invited.node)
-                await self._got(invited.node, invited.name, invited.address, ring, False)
+                await self._got(invited.node, invited.name, invited.address, ring, False, None)
             return invited
         finally:
             self.asking = False
@@ -197,3 +195,8 @@ class ClusterSearch:
     def wait_no_more(self) -> None:
         """Stop waiting: this node was admitted, or has admitted another machine to its own cluster."""
         self.waits_at, self._waits_address, self.turned_out = None, None, False
+
+
+def differs(before: Keyring, now: Keyring) -> bool:
+    """Whether the node admitted a machine meanwhile, which it must not leave alone, or got another secret."""
+    return (now.alone, now.secret) != (before.alone, before.secret)
