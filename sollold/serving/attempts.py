@@ -164,6 +164,7 @@ class Attempts:
 
         Raises:
             StreamError: the endpoint failed.
+            Refusal: an equal request crashed an engine meanwhile.
         """
         router, view = self._context.router, self._context.view
         began, key = self._loop.time(), opening.candidate.key
@@ -173,6 +174,7 @@ class Attempts:
                 raise StreamError(ErrorKind.DEADLINE, "the engine does not answer a small request")
             if not opening.queued:
                 continue
+            self.deaths.check()
             if opening.request.suspect:
                 # It stays with the others: see `Dispatcher`.
                 continue

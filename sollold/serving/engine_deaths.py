@@ -149,8 +149,7 @@ class EngineDeaths:
         """
         if self._crashed_engine:
             raise _crashed_refusal(f"it is refused for {seconds_text(PERIOD)}")
-        if self.suspect:
-            self._quarantine.check(self._ask, asyncio.get_running_loop().time())
+        self._quarantine.check(self._ask, asyncio.get_running_loop().time())
         if not self._deaths:
             return
         for death in self._deaths:

@@ -21,7 +21,7 @@ from sollold.serving.endpoint_server import EndpointState
 from sollold.serving.engine_deaths import PERIOD, Quarantine
 from sollold.serving.local_stream import LocalStream, crash_error
 from sollold.serving.protocol import EngineRequest, ErrorKind, StreamError
-from sollold.serving.request import Answer, Call, Engine
+from sollold.serving.request import Answer, Call, Engine, Waiting
 from sollold.serving.watchdog import RequestProgress
 from tests.api.direct_service import LlamaServer
 from tests.doubles import until
@@ -67,6 +67,32 @@ async def test_a_request_that_crashes_an_engine_is_not_retried(
         assert "crashed" in refused.value.message
     assert first.deaths + second.deaths == 1
     assert text_of(await fetch(node, id="other")) == TEXT
+
+
+async def test_a_request_that_waits_is_refused_when_an_equal_one_crashes_an_engine(cluster: Cluster) -> None:
+    a, b, c = [await cluster.node(name) for name in "abc"]
+    first, second = await cluster.reciter(), await cluster.reciter()
+    b.engines.serve("d1", first, slots=1)
+    first.poison = "deadly"
+    first.on_death = lambda: b.engines.crash("d1")
+    first.fuse.clear()
+    deadly = asyncio.create_task(fetch(a, id="deadly", grammar="deadly"))
+    await until(lambda: first.requests)
+    c.engines.serve("d2", second, slots=1)
+    second.gate.clear()
+    busy = asyncio.create_task(fetch(a, id="busy"))
+    await until(lambda: second.requests)
+    waitings: list[Waiting] = []
+    equal = asyncio.create_task(a.serving.open(ask(id="equal", grammar="deadly"), waitings.append))
+    await until(lambda: any(waiting.position for waiting in waitings))
+    first.fuse.set()
+    for task in (deadly, equal):
+        with pytest.raises(Refusal) as refused:
+            await asyncio.wait_for(task, 10)
+        assert refused.value.status == 422
+    second.gate.set()
+    assert text_of(await busy) == TEXT
+    assert len(second.requests) == 1
 
 
 @pytest.mark.parametrize("asked", ["a", "b"])
