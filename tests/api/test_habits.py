@@ -133,7 +133,10 @@ async def test_an_effort_may_be_in_a_reasoning_object(
     assert call_of(service).body["reasoning_effort"] == "medium"
 
 
-EFFORTS = [("minimal", "low"), ("xhigh", "high"), ("max", "high"), ("medium", "medium"), ("none", "none")]
+EFFORTS = [
+    *(("minimal", "low"), ("xhigh", "high"), ("ultra", "high"), ("max", "high")),
+    *(("medium", "medium"), ("none", "none")),
+]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
@@ -141,7 +144,7 @@ EFFORTS = [("minimal", "low"), ("xhigh", "high"), ("max", "high"), ("medium", "m
 async def test_efforts_are_mapped_for_each_engine(
     serve: Serve, http: ClientSession, path: str, effort: str, sent: str
 ) -> None:
-    """Codex sends xhigh, which Ollama refuses."""
+    """Agents send xhigh and ultra, which an older Ollama refuses."""
     service = text_service()
     more: dict[str, Any] = {
         "/v1/responses": {"reasoning": {"effort": effort}},

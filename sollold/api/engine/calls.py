@@ -33,8 +33,8 @@ def engine_body(body: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if value is not None and key not in OWN_FIELDS}
 
 
-_EFFORTS = {"minimal": "low", "xhigh": "high"}
-"""OpenAI's efforts that an Ollama rejects → the nearest that it accepts."""
+_EFFORTS = {"minimal": "low", "xhigh": "high", "ultra": "high"}
+"""Efforts of OpenAI and its clients that an older Ollama rejects → the nearest that it accepts."""
 
 
 def ollama_body(body: dict[str, Any], model: Model | None = None) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def normalize_chat(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-_EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
+_EFFORTS = {"minimal": "low", "xhigh": "high", "ultra": "high", "max": "high"}
 """Efforts unknown to chat templates → the nearest known ones."""
 
 _MAX_GROWTH = 1000
