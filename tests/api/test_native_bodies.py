@@ -12,7 +12,16 @@ from aiohttp import ClientSession
 
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Ask, Call, Engine
-from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, text_service, usage_chunk
+from tests.api.api_parts import (
+    BODIES,
+    ScriptedService,
+    call_of,
+    chunk,
+    model,
+    parts,
+    text_service,
+    usage_chunk,
+)
 from tests.api.conftest import Serve
 from tests.api.dialects import PATHS, body_of, error_of, post
 from tests.api.picture import png
@@ -111,15 +120,15 @@ async def test_messages_have_the_form_that_ollama_requires(serve: Serve, http: C
 
 @pytest.mark.parametrize("path", PATHS[1:])
 async def test_ollama_applies_its_own_modelfile(serve: Serve, http: ClientSession, path: str) -> None:
-    """Ollama adds its SYSTEM, MESSAGEs and PARAMETERs on each route, so they must not be sent too."""
+    """Ollama adds its SYSTEM, MESSAGEs and most PARAMETERs on each route, so they must not be sent too."""
     configured = replace(
-        TOOL_MODEL, system="SYS", messages=(("user", "u"), ("assistant", "v")), params='{"temperature":1}'
+        TOOL_MODEL, system="SYS", messages=(("user", "u"), ("assistant", "v")), params='{"top_k":1}'
     )
     body = body_of(path, "demo", USER)
     del body["temperature"]
     call = await call_for_ollama(serve, http, path, {**body, "stream": True}, configured)
     assert [message["content"] for message in call.body["messages"]] == ["a"]
-    assert "temperature" not in call.body
+    assert "top_k" not in call.body
 
 
 @pytest.mark.parametrize("system", ["", [], [{"type": "text", "text": ""}], None])
@@ -177,9 +186,8 @@ async def test_text_parts_of_any_form_are_normalized(serve: Serve, http: ClientS
     body = {"model": "demo", "messages": [{"role": "user", "content": parts_}], "stream": True}
     async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
         assert answer.status == 200, await answer.text()
-    for engine in Engine:
-        (message,) = call_of(service, engine).body["messages"]
-        assert message["content"] == [{"type": "text", "text": "a"}]
+    sent = [call_of(service, engine).body["messages"] for engine in (Engine.LLAMA, Engine.OLLAMA)]
+    assert [message["content"] for (message,) in sent] == [[{"type": "text", "text": "a"}], "a"]
 
 
 @pytest.mark.parametrize(
@@ -351,3 +359,39 @@ async def test_unsupported_items_of_a_response_cause_a_warning_or_are_refused(
     for name in ("conversation", "prompt"):
         status, refusal, _ = await post(http, url, {"model": "demo", "input": "a", name: "x"})
         assert status == 400 and name in refusal["error"]["message"]
+
+
+async def test_the_parts_of_a_result_stay_one_message_for_an_ollama(
+    serve: Serve, http: ClientSession
+) -> None:
+    """An Ollama makes a message of each part, without the id of the call."""
+    service = text_service()
+    url = await serve(parts(service, model(capabilities=("completion", "tools"))))
+    call = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": "{}"}}
+    result = {
+        "role": "tool",
+        "tool_call_id": "c1",
+        "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}],
+    }
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [call]}, result]
+    body = {"model": "demo", "stream": True, "messages": messages}
+    async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
+        assert answer.status == 200, await answer.text()
+    assert call_of(service, Engine.OLLAMA).body["messages"][2] == {**result, "content": "one\ntwo"}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions"])
+async def test_an_ollama_keeps_the_models_own_temperature(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    """On its /v1 an Ollama takes 1.0 for a temperature or top_p that is missing, whatever the model has."""
+    service = text_service()
+    params = '{"temperature":0.3,"top_p":"odd","presence_penalty":0.5,"top_k":9}'
+    insert = {"suffix": "b"} if path == "/v1/completions" else {}
+    url = await serve(parts(service, model(capabilities=("completion", "insert"), params=params)))
+    for more, temperature in (({}, 0.3), ({"temperature": 0.9}, 0.9)):
+        async with http.post(url + path, json={**BODIES[path], "stream": True, **insert, **more}) as answer:
+            assert answer.status == 200, await answer.text()
+        sent = call_of(service, Engine.OLLAMA).body
+        assert (sent["temperature"], sent["presence_penalty"]) == (temperature, 0.5)
+        assert "top_p" not in sent and "top_k" not in sent

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sollold.api.engine.fields import parse_keep_alive, require_model
-from sollold.api.engine.modelfile import own_context
+from sollold.api.engine.modelfile import own_context, own_parameters, sampling_fields
 from sollold.api.engine.ollama_tools import readable_tools
 from sollold.api.engine.placement import PlacementBody
 from sollold.api.engine.prepare import Prepared, prepare_chat
@@ -41,8 +41,9 @@ def ollama_body(body: dict[str, Any], model: Model | None = None) -> dict[str, A
     """`engine_body` for an Ollama's ``/v1``.
 
     Ollama names the fields ``reasoning`` and ``max_tokens``, its templates have no developer role, it ignores
-    a ``tool_choice``, and can't read every tool schema. It rejects unknown efforts, and any effort for a
-    ``model`` that can't think, although clients made for OpenAI's models (Codex) always send one.
+    a ``tool_choice``, and can't read every tool schema. It takes each part of a content for a message, and
+    replaces some of the model's own parameters by OpenAI's defaults. It rejects unknown efforts, and any
+    effort for a ``model`` that can't think, although clients made for OpenAI's models (Codex) always send it.
     """
     out = engine_body(body)
     limit = out.pop("max_completion_tokens", None)
@@ -53,6 +54,9 @@ def ollama_body(body: dict[str, Any], model: Model | None = None) -> dict[str, A
         out.pop("reasoning_effort", None)
     elif isinstance(effort, str) and effort in _EFFORTS:
         out["reasoning_effort"] = _EFFORTS[effort]
+    own = own_parameters(model) if model is not None else {}
+    for name, value in sampling_fields({name: own.get(name) for name in _REPLACED}).items():
+        out.setdefault(name, value)
     messages = out.get("messages")
     if isinstance(messages, list):
         out["messages"] = [_ollama_message(message) for message in messages]
@@ -64,9 +68,17 @@ def ollama_body(body: dict[str, Any], model: Model | None = None) -> dict[str, A
     return out
 
 
+_REPLACED = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+"""Parameters that an Ollama's ``/v1`` sets itself if a request does not."""
+
+
 def _ollama_message(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
+    parts = message.get("content")
+    if isinstance(parts, list) and all(part.get("type") == "text" for part in parts):
+        # Ollama would drop the id of the call from the result of a tool, too.
+        message = {**message, "content": "\n".join(part["text"] for part in parts)}
     if message.get("role") == "developer":
         message = {**message, "role": "system"}
     if "reasoning_content" not in message:

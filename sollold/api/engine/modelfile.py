@@ -1,6 +1,6 @@
 """Adds a Modelfile's MESSAGEs, SYSTEM and PARAMETERs to requests that go to llama-server. Pure.
 
-An Ollama adds them itself, on all of its routes, so here they apply in every dialect too.
+An Ollama adds them itself, except some PARAMETERs on its ``/v1``, so here they apply in every dialect too.
 """
 
 from __future__ import annotations

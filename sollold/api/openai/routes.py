@@ -241,7 +241,7 @@ class OpenAiRoutes:
             call, native = Call("/v1/completions", engine), raw_generate(engine, ask, listed.model, notes)
             if ask.suffix:
                 call = Call("/infill", infill_body(engine, ask))
-                native = Call("/v1/completions", ollama_body(typed_body(body, ask)), notes)
+                native = Call("/v1/completions", ollama_body(typed_body(body, ask), listed.model), notes)
             built = calls_for(listed.model, llama=lambda: call, ollama=native, operation="/v1/completions")
             return built, prepared
 
