@@ -113,10 +113,13 @@ class Serving:
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
         """Find or load an endpoint, wait for a slot, and send the request; see `Service.open`."""
-        if self._refusing:
-            raise Refusal(Fault.UNAVAILABLE, f"{self._refusing}; use another node", retry_after=1.0)
+        self._check_accepting()
         self._context.quarantine.check(ask, asyncio.get_running_loop().time())
-        listed = ask.resolved or await self._library.named(ask.model)
+        listed = ask.resolved
+        if listed is None:
+            listed = await self._library.named(ask.model)
+            # That may take seconds.
+            self._check_accepting()
         wish = ask.placement
         if wish.speculation:
             wish = with_drafter_named(self._library, wish)
@@ -137,6 +140,10 @@ class Serving:
         except BaseException:
             await executor.close()
             raise
+
+    def _check_accepting(self) -> None:
+        if self._refusing:
+            raise Refusal(Fault.UNAVAILABLE, f"{self._refusing}; use another node", retry_after=1.0)
 
     async def _begin(self, executor: RequestExecutor, ask: Ask) -> Answer:
         if ask.load_only and ask.keep_alive == 0:

@@ -102,6 +102,19 @@ async def test_before_discovery_ends_no_model_is_reported_missing(cluster: Clust
     assert text_of((await asking)[0]) == TEXT
 
 
+async def test_a_node_that_stops_while_it_looks_up_a_name_refuses_the_request(cluster: Cluster) -> None:
+    a = await cluster.node("a")
+    a.engines.serve("d1", await cluster.reciter())
+    a.names.late.add("reciter")
+    asking = asyncio.create_task(a.serving.open(ask(), lambda _: None))
+    await asyncio.sleep(0)
+    a.serving.refuse("this node is stopping")
+    a.names.learned.set()
+    with pytest.raises(Refusal, match="this node is stopping; use another node"):
+        await asking
+    assert not a.serving.under_way
+
+
 async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
     a = await cluster.node("a")
     with pytest.raises(Refusal) as unknown:
