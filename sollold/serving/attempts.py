@@ -17,7 +17,8 @@ from sollold.serving.engine_error import engine_refusal, is_callers_fault, runne
 from sollold.serving.model_names import body_for
 from sollold.serving.opening import ServingContext, StreamOpening
 from sollold.serving.protocol import EngineRequest, ErrorKind, StreamError
-from sollold.serving.request import Ask, Call, Engine, Waiting
+from sollold.serving.request import Ask, Call, Engine, Routing, Waiting
+from sollold.serving.routing import routing_of, warnings_of
 from sollold.serving.stream import Stream, whole
 
 log = logging.getLogger("sollold.serving")
@@ -201,6 +202,33 @@ class Attempts:
             return unloaded_by_force(self._ask.model)
         log.info("an endpoint did not answer: %s", error, extra=self._extra)
         return error
+
+    def routing(self, attempt: Attempt, query: EndpointQuery, load_ms: float) -> Routing:
+        """Return where the answer comes from. ``load_ms``: time that loading the model took."""
+        view, candidate = self._context.view, attempt.candidate
+        routing = routing_of(query.model, candidate.record, candidate.endpoint, view.live())
+        routing.warnings += attempt.call.notes + warnings_of(self._ask, query, candidate)
+        routing.load_ms = load_ms
+        head = attempt.stream.head
+        # An endpoint counts from the request's arrival, so it includes the load.
+        routing.queue_ms = max(0.0, head.queue_ms - load_ms) if head is not None else 0.0
+        if self._ask.explain:
+            others = self._context.router.rank(
+                view.live(), query, self._loop.time(), frozenset((candidate.key,))
+            )
+            routing.scores = tuple(
+                ("/".join(choice.candidate.key), choice.score, choice.why)
+                for choice in (attempt.choice, *others)
+            )
+        return routing
+
+    def context_of(self, attempt: Attempt, query: EndpointQuery) -> int:
+        """Return the context with which an Ollama generates this answer, in tokens; 0: unknown."""
+        if query.context and attempt.call.path.startswith("/api/"):
+            return query.context  # Its other APIs take none.
+        record = self._context.view.record(attempt.candidate.record.node)
+        endpoints = record.endpoints if record is not None else ()
+        return next((e.context for e in endpoints if e.id == attempt.candidate.endpoint.id), 0)
 
     async def release(self, attempt: Attempt, ok: bool | None) -> None:
         """Close ``attempt``. ``ok`` None: it showed nothing about the endpoint."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -29,18 +28,16 @@ from sollold.serving.model_names import callers_name
 from sollold.serving.opening import ServingContext
 from sollold.serving.prompt_cut import CutPrompt
 from sollold.serving.protocol import ErrorKind, StreamError
-from sollold.serving.recovery import engine_for_rest, find_rest, must_restart
+from sollold.serving.recovery import engine_for_rest, find_rest, must_restart, restored
 from sollold.serving.request import Answer, Ask, Delivered, Engine, Routing, Waiting
-from sollold.serving.resume.base import Continuation, NotResumable
+from sollold.serving.resume.base import Continuation
 from sollold.serving.resume.select import continuation_for
-from sollold.serving.routing import routing_of, warnings_of
+from sollold.serving.stoppable_search import StoppableSearch
 from sollold.serving.stream import whole
 from sollold.serving.unload import TOUCH, read_and_discard, unload
 from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
-
-_Found = TypeVar("_Found", Attempt, Attempt | None)
 
 _MAX_RESUMES = 20
 """Maximum faults one response may survive; beyond that, something else is wrong."""
@@ -78,9 +75,7 @@ class RequestExecutor:
         self._routing: Routing | None = None
         self._cut: CutPrompt | None = None
         """Detects whether an Ollama has cut the prompt."""
-        self._stopped: Refusal | None = None
-        self._search: asyncio.Task[Any] | None = None
-        """The task that is looking for an engine, initially or after a fault; None otherwise."""
+        self._search = StoppableSearch(self._attempts.release)
         self._over = False
         self._deadline: asyncio.TimerHandle | None = None
         self._fault_at = 0.0
@@ -113,22 +108,23 @@ class RequestExecutor:
         Raises:
             Refusal: as its fault says.
         """
-        find, limit = self._dispatcher.find, self._context.http.wait_limit
-        if self._ask.delivered is not None:
-            attempt = await self._find(self._take_over(self._ask.delivered))
+        delivered, run = self._ask.delivered, self._search.run
+        if delivered is not None:
+            attempt = await run(self._take_over(delivered))
         else:
-            attempt = await self._find(find(self._ask.calls, limit))
+            attempt = await run(self._dispatcher.find(self._ask.calls, self._context.http.wait_limit))
         self._attempt = attempt
         if attempt is None:
             me = self._context.view.me
             self._routing = Routing(Backend.OLLAMA, Engine.OLLAMA, self._query.model, me.name, "")
             return Answer(self._routing, self._pour_end, self.close, self.over)
-        self._routing = self._routing_from(attempt)
+        self._routing = self._attempts.routing(attempt, self._query, self._dispatcher.load_ms)
         if self._ask.deadline > 0:
             remaining = self._attempts.came + self._ask.deadline - self._loop.time()
             self._deadline = self._loop.call_later(max(0.0, remaining), self._expire)
         if attempt.candidate.engine is Engine.OLLAMA and not self._ask.embedding:
-            self._cut = CutPrompt(self._routing, attempt.call.body, partial(self._context_at, attempt))
+            context = partial(self._attempts.context_of, attempt, self._query)
+            self._cut = CutPrompt(self._routing, attempt.call.body, context)
         pour = self._pour if self._ask.stream else self._pour_whole
         return Answer(self._routing, pour, self.close, self.over)
 
@@ -141,14 +137,7 @@ class RequestExecutor:
         records = self._context.view.live()
         candidates = self._context.router.candidates(records, self._query, self._loop.time())
         engine = engine_for_rest(delivered, self._ask.calls, {candidate.engine for candidate in candidates})
-        continuation = self._continuation = continuation_for(engine, self._ask.calls[engine])
-        continuation.restore(delivered)
-        try:
-            continuation.check()
-        except NotResumable as error:
-            raise Refusal(
-                Fault.INTERRUPTED, f"the interrupted answer can't be continued exactly: {error}. Try again"
-            ) from None
+        continuation = self._continuation = restored(delivered, engine, self._ask.calls[engine])
         log.info("resuming a stream that another node began", extra=self._extra)
         limit = self._context.serving.recover_limit
         return await find_rest(self._dispatcher, self._ask, limit, engine, frozenset(), continuation)
@@ -161,13 +150,13 @@ class RequestExecutor:
         """
         touch = {e: TOUCH if e is Engine.LLAMA else call for e, call in self._ask.calls.items()}
         find, limit = self._dispatcher.find, self._context.http.wait_limit
-        attempt = self._attempt = await self._find(find(touch, limit))
+        attempt = self._attempt = await self._search.run(find(touch, limit))
         try:
             # An Ollama may take any time to load a model.
             await read_and_discard(attempt, BYPASS_LIMIT if attempt.call.path in BYPASS_PATHS else None)
         except Refusal as refusal:
-            raise self._stopped or refusal from None
-        self._routing = self._routing_from(attempt)
+            raise self._search.stopped or refusal from None
+        self._routing = self._attempts.routing(attempt, self._query, self._dispatcher.load_ms)
         return Answer(self._routing, self._pour_end, self.close, self.over)
 
     async def unload(self) -> Answer:
@@ -183,8 +172,7 @@ class RequestExecutor:
         """End the generation unless finished, and free its slot. May be called twice."""
         if self._deadline is not None:
             self._deadline.cancel()
-        if self._search is not None:
-            self._search.cancel()
+        self._search.cancel()
         attempt, self._attempt = self._attempt, None
         self._on_end(self)
         if attempt is not None:
@@ -216,35 +204,9 @@ class RequestExecutor:
         )
 
     def _halt(self, refusal: Refusal) -> None:
-        first, self._stopped = self._stopped is None, refusal
+        self._search.stop(refusal)
         if self._attempt is not None:
             self._attempt.stream.abort(StreamError(ErrorKind.DEADLINE, refusal.message))
-        elif self._search is not None and first:
-            self._search.cancel()
-
-    async def _find(self, find: Coroutine[Any, Any, _Found]) -> _Found:
-        """Return the result of ``find``, unless the answer is stopped while waiting.
-
-        Raises:
-            Refusal: as its fault says.
-        """
-        task = self._search = asyncio.current_task()
-        assert task is not None
-        cancellations = task.cancelling()
-        try:
-            attempt = await find
-        except asyncio.CancelledError:
-            # As in `asyncio.timeout`: `_halt` made the only cancellation.
-            if self._stopped is not None and task.uncancel() <= cancellations:
-                raise self._stopped from None
-            raise
-        finally:
-            self._search = None
-        if self._stopped is not None:
-            if attempt is not None:
-                await self._attempts.release(attempt, None)
-            raise self._stopped
-        return attempt
 
     # Delivering the answer.
 
@@ -257,7 +219,9 @@ class RequestExecutor:
 
     async def _pour_whole(self, receive: Receiver[list[bytes]]) -> bool:
         """Deliver a response that is not streamed, as one event. After a fault the request is repeated."""
-        self._check_interrupted()
+        if self._attempt is None:
+            # It may have been stopped and closed before its caller had read all of it.
+            self._search.check()
         attempt = self._attempt
         while attempt is not None:
             try:
@@ -277,7 +241,9 @@ class RequestExecutor:
 
     async def _pour(self, receive: Receiver[list[bytes]]) -> bool:
         """Deliver the events of a stream, across all faults, as described in `sollold.cluster.net.pour`."""
-        self._check_interrupted()
+        if self._attempt is None:
+            # It may have been stopped and closed before its caller had read all of it.
+            self._search.check()
         while self._attempt is not None:
             if self._continuation is None:
                 self._continuation = continuation_for(self._attempt.candidate.engine, self._attempt.call)
@@ -285,15 +251,6 @@ class RequestExecutor:
                 return False
         await self.close()
         return True
-
-    def _check_interrupted(self) -> None:
-        """Check that the answer was not stopped and closed before its caller had read all of it.
-
-        Raises:
-            Refusal: it was.
-        """
-        if self._stopped is not None and self._attempt is None:
-            raise self._stopped
 
     async def _pour_from(
         self, attempt: Attempt, continuation: Continuation, receive: Receiver[list[bytes]]
@@ -401,8 +358,7 @@ class RequestExecutor:
         self._fault_at = self._fault_at or self._loop.time()
         self._attempt = None
         await self._attempts.release_failed(attempt, error)
-        if self._stopped is not None:
-            raise self._stopped
+        self._search.check()
         if error.forced:
             raise unloaded_by_force(self._ask.model)
         if routing.resumed >= _MAX_RESUMES:
@@ -423,9 +379,9 @@ class RequestExecutor:
                 # The same request would end in the same way.
                 ask = replace(ask, calls={failed.engine: continuation.call})
             search = find_rest(self._dispatcher, ask, limit, failed.engine, without, rest)
-            new = await self._find(search)
+            new = await self._search.run(search)
         except Refusal as refusal:
-            if refusal.fault in (Fault.TIMEOUT, Fault.BAD_REQUEST) or refusal is self._stopped:
+            if refusal.fault in (Fault.TIMEOUT, Fault.BAD_REQUEST) or refusal is self._search.stopped:
                 raise
             raise Refusal(
                 Fault.INTERRUPTED,
@@ -438,34 +394,5 @@ class RequestExecutor:
             return None
         if restart:
             self._continuation = continuation_for(new.candidate.engine, new.call)
-        updated = self._routing_from(new)
-        routing.node, routing.backend, routing.engine = updated.node, updated.backend, updated.engine
-        routing.coordinator_url, routing.devices = updated.coordinator_url, updated.devices
-        routing.drafts = updated.drafts
+        routing.move(self._attempts.routing(new, self._query, self._dispatcher.load_ms))
         return new
-
-    def _context_at(self, attempt: Attempt) -> int:
-        """Context with which an Ollama generates this answer, in tokens; 0: unknown."""
-        if self._query.context and attempt.call.path.startswith("/api/"):
-            return self._query.context  # Its other APIs take none.
-        record = self._context.view.record(attempt.candidate.record.node)
-        endpoints = record.endpoints if record is not None else ()
-        return next((e.context for e in endpoints if e.id == attempt.candidate.endpoint.id), 0)
-
-    def _routing_from(self, attempt: Attempt) -> Routing:
-        view, candidate = self._context.view, attempt.candidate
-        routing = routing_of(self._query.model, candidate.record, candidate.endpoint, view.live())
-        routing.warnings += attempt.call.notes + warnings_of(self._ask, self._query, candidate)
-        routing.load_ms = self._dispatcher.load_ms
-        head = attempt.stream.head
-        # An endpoint counts from the request's arrival, so it includes the load.
-        routing.queue_ms = max(0.0, head.queue_ms - routing.load_ms) if head is not None else 0.0
-        if self._ask.explain:
-            others = self._context.router.rank(
-                view.live(), self._query, self._loop.time(), frozenset((candidate.key,))
-            )
-            routing.scores = tuple(
-                ("/".join(choice.candidate.key), choice.score, choice.why)
-                for choice in (attempt.choice, *others)
-            )
-        return routing

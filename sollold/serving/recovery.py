@@ -14,6 +14,7 @@ from sollold.serving.engine_error import is_unparsed
 from sollold.serving.protocol import StreamError
 from sollold.serving.request import Ask, Call, Delivered, Engine
 from sollold.serving.resume.base import Continuation, NotResumable
+from sollold.serving.resume.select import continuation_for
 from sollold.serving.stream import whole
 from sollold.undecodable import UNDECODABLE
 
@@ -63,6 +64,23 @@ def engine_for_rest(delivered: Delivered, calls: dict[Engine, Call], available: 
     if wanted is Engine.OLLAMA and Engine.OLLAMA not in available:
         wanted = Engine.LLAMA
     return wanted if wanted in calls else next(iter(calls))
+
+
+def restored(delivered: Delivered, engine: Engine, call: Call) -> Continuation:
+    """Return the continuation of an answer that another node began.
+
+    Raises:
+        Refusal: INTERRUPTED, if it can't be continued exactly.
+    """
+    continuation = continuation_for(engine, call)
+    continuation.restore(delivered)
+    try:
+        continuation.check()
+    except NotResumable as error:
+        raise Refusal(
+            Fault.INTERRUPTED, f"the interrupted answer can't be continued exactly: {error}. Try again"
+        ) from None
+    return continuation
 
 
 def must_restart(error: StreamError, continuation: Continuation | None, *, gathered: bool) -> bool:

@@ -129,6 +129,11 @@ class Routing(msgspec.Struct):
     drafts: Drafts = msgspec.field(default_factory=Drafts)
     """Speculation of the answering deployment when the request was sent to it."""
 
+    def move(self, other: Routing) -> None:
+        """Note that the answer continues from where ``other`` says; what was counted so far stays."""
+        self.backend, self.engine, self.node = other.backend, other.engine, other.node
+        self.coordinator_url, self.devices, self.drafts = other.coordinator_url, other.devices, other.drafts
+
 
 class Waiting(msgspec.Struct, frozen=True):
     """What a caller is currently waiting for; shown in headers and messages."""
