@@ -104,11 +104,6 @@ class Ledger:
 
     # State
 
-    @property
-    def ready(self) -> bool:
-        """Whether reservations are accepted."""
-        return self._ready
-
     def holds(self, deployment: str) -> bool:
         """Return whether ``deployment`` has a reservation or grant, ending or not."""
         return deployment in self._entries

@@ -26,7 +26,7 @@ ANNA = Record(
 BERT = replace(ANNA, node="bb", name="bert")
 HEALTHY = Facts(ANNA, (ANNA, BERT), (), (), "", 100 * GIB, "/cache")
 MDNS = DiscoveryStatus(True, "", ("10.0.0.1",), ("bb",), 0)
-NETWORK = ClusterStatus(MDNS, ("bb",), 0, 0, {}, (), False)
+NETWORK = ClusterStatus(MDNS, ("bb",), 0, {}, (), False)
 
 
 def test_a_healthy_cluster_has_no_findings() -> None:

@@ -49,7 +49,7 @@ def test_a_suspicion_is_refuted_to_its_sender_at_once() -> None:
     refutation = [m for m in sent(actions, address_of(B)) if isinstance(m, Alive) and m.node == ME]
     assert refutation
     assert refutation[0].incarnation == 6
-    assert gossip.health == 1
+    assert gossip._awareness.score == 1
 
 
 def test_an_outdated_suspicion_is_not_refuted() -> None:

@@ -109,7 +109,7 @@ def test_missing_nacks_worsen_the_own_health() -> None:
                 if isinstance(message, PingReq):
                     receive(helped, node, Nack(message.sequence), now=now)
         now += 0.02
-    assert lonely.health > helped.health
+    assert lonely._awareness.score > helped._awareness.score
 
 
 def test_late_answers_give_a_slow_node_more_time() -> None:
@@ -185,7 +185,7 @@ def test_timers_set_by_the_first_packet_after_a_suspension_are_not_postponed() -
     run(gossip, 0.5, 10.0)
     late = 40.0
     receive(gossip, B, Suspect(C, 1, B), now=late)
-    assert gossip.health == 1
+    assert gossip._awareness.score == 1
     # The suspicion is passed on after the usual interval, not 40 s later.
     assert any(
         isinstance(m, Suspect) and m.node == C

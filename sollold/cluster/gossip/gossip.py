@@ -363,11 +363,6 @@ class Gossip:
         counts = self._records.refused
         return {**counts, "forged": counts["forged"] + self._membership.refused}
 
-    @property
-    def health(self) -> int:
-        """0: this node keeps up; up to 7: its probes fail, its timeouts are stretched."""
-        return self._awareness.score
-
     def _gossip_turn(self, now: float) -> None:
         self._gossip_at = None
         if len(self._news):

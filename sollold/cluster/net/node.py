@@ -265,7 +265,6 @@ class ClusterNode:
         return ClusterStatus(
             self._finder.status(),
             self._links.up(),
-            gossip.health if gossip is not None else 0,
             gossip.rejected if gossip is not None else 0,
             {str(reason): count for reason, count in self._sealer.refused.items()},
             tuple(sorted(record.name for record in self.live() if record.node in self._finder.unheard)),

@@ -16,7 +16,6 @@ class ClusterStatus:
     Attributes:
         discovery: status of mDNS; None if the settings turn it off.
         links: nodes with a standing link.
-        health: 0 good, up to 7: this node is slow or badly connected.
         rejected: number of packets, push-pull bodies and records that could not be decoded.
         refused: datagrams dropped undecrypted, by reason (`sollold.cluster.net.packet_seal.DropReason`).
         unheard: names of live nodes on this node's own networks that mDNS, although it works, has never seen.
@@ -30,7 +29,6 @@ class ClusterStatus:
 
     discovery: DiscoveryStatus | None
     links: tuple[str, ...]
-    health: int
     rejected: int
     refused: dict[str, int]
     unheard: tuple[str, ...]
