@@ -43,12 +43,33 @@ def run_program(
         try:
             output, _ = process.communicate(timeout=timeout)
         except BaseException:
-            kill_group(process.pid)
+            kill_session(process.pid)
             raise
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
-def kill_group(leader: int) -> None:
-    """Kill a process that began a session, whose exit was not awaited yet, and its descendants."""
+def kill_session(leader: int) -> None:
+    """Kill a process that began a session and was not waited for yet, and its descendants in that session.
+
+    Its process group is not enough: ninja and shells put what they run into groups of their own. Blocks for
+    milliseconds.
+    """
+    killed = {leader}
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
+    # They may start others until they are killed.
+    while found := _session(leader) - killed:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= found
+
+
+def _session(leader: int) -> set[int]:
+    members = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(int(entry)) == leader:
+                    members.add(int(entry))
+    return members

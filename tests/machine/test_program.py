@@ -11,9 +11,14 @@ import pytest
 from sollold.machine.program import run_program
 
 
-def test_a_program_that_takes_too_long_is_killed_with_the_program_that_it_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own_group", [False, True])
+def test_a_program_that_takes_too_long_is_killed_with_the_program_that_it_runs(
+    tmp_path: Path, *, own_group: bool
+) -> None:
     script, told = tmp_path / "llama-server", tmp_path / "pid"
-    script.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {told}\nwait\n")
+    # With job control, as ninja does, what runs in the background has a process group of its own.
+    control = "set -m" if own_group else ""
+    script.write_text(f"#!/bin/sh\n{control}\nsleep 600 &\necho $! > {told}\nwait\n")
     script.chmod(0o755)
     with pytest.raises(subprocess.TimeoutExpired):
         run_program([script, "--version"], 1.0)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from sollold.errors import system_words
 from sollold.machine.child_guard import guarded
-from sollold.machine.program import kill_group
+from sollold.machine.program import kill_session
 
 _MAX_LINES = 400
 _FAULT = re.compile(
@@ -133,9 +133,9 @@ class Steps:
                 self._kill()
 
     def _kill(self) -> None:
-        """Kill the command and its descendants; a group's id is not reused until the whole group is gone."""
+        """Kill the command and its descendants; a session's id is not reused until the whole session is gone."""
         if self._running is not None:
-            kill_group(self._running.pid)
+            kill_session(self._running.pid)
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -24,7 +24,7 @@ from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.machine.backends import ENVIRONMENT
 from sollold.machine.child_guard import guarded
-from sollold.machine.program import kill_group
+from sollold.machine.program import kill_session
 from sollold.models.footprint.read_shape import shape_of
 from sollold.models.footprint.run_options import Run
 from sollold.models.gguf import reader
@@ -168,7 +168,7 @@ async def _ask(run: Run, model: Model, llama: Llama) -> ReportedMemory | None:
         return None
     finally:
         if process.returncode is None:
-            kill_group(process.pid)
+            kill_session(process.pid)
         with contextlib.suppress(TimeoutError):
             # It does not end while it waits in the kernel for a disk or network share.
             async with asyncio.timeout(_KILL_SECONDS):
