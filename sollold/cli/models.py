@@ -16,12 +16,14 @@ from sollold.client.blocking import BlockingClient
 from sollold.natural_order import natural
 from sollold.units import bytes_text
 
+_ALL = "/api/tags?unusable=true"
 _SPANS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
 
 def models(options: argparse.Namespace) -> int:
     """List all models of the cluster, each once."""
-    found = client(options).get("/api/tags?unusable=true" if options.all else "/api/tags")["models"]
+    daemon = client(options)
+    found = daemon.get(_ALL if options.all else "/api/tags")["models"]
     if options.json:
         print_json(found)
         return Exit.DONE
@@ -31,7 +33,12 @@ def models(options: argparse.Namespace) -> int:
             print(harmless(model["name"]))
         return Exit.DONE
     if not found:
-        print("no models yet: put GGUF files into a folder named in [models] folders, or pull one")
+        unusable = [] if options.all else daemon.get(_ALL)["models"]
+        if unusable:
+            number = "the only model" if len(unusable) == 1 else f"any of {len(unusable)} models"
+            print(f"can't use {number}: `sollold models --all` says why")
+        else:
+            print("no models yet: put GGUF files into a folder named in [models] folders, or pull one")
         return Exit.DONE
     titles = ("model", "id", "size", "parameters", "quantization", "modified", "nodes", "not usable")
     print_table(
@@ -50,7 +57,7 @@ def _row(model: dict[str, Any]) -> tuple[str, ...]:
         model["name"],
         model.get("digest", "")[:12],
         bytes_text(model["size"]),
-        details.get("parameter_size", ""),
+        size if (size := details.get("parameter_size", "")) != "0" else "",
         details.get("quantization_level", ""),
         _ago(model.get("modified_at", "")),
         ", ".join(model.get("nodes", [])),

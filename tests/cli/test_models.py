@@ -27,3 +27,24 @@ def test_models_are_listed_in_natural_order(
     lines = capsys.readouterr().out.splitlines()
     listed = [line.split()[0] for line in lines if ":latest" in line]
     assert listed == ["gemma:latest", "qwen-2:latest", "qwen-9:latest", "Qwen-10:latest"]
+
+
+def test_a_list_without_usable_models_says_how_to_see_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unusable = {
+        "name": "a:latest",
+        "size": 1,
+        "details": {"parameter_size": "0"},
+        "unusable": "It is damaged.",
+    }
+
+    class Unreadable:
+        def get(self, path: str) -> dict[str, Any]:
+            return {"models": [unusable] if "unusable" in path else []}
+
+    monkeypatch.setattr(models, "client", lambda options: Unreadable())
+    models.models(argparse.Namespace(all=False, json=False, quiet=False))
+    assert capsys.readouterr().out == "can't use the only model: `sollold models --all` says why\n"
+    models.models(argparse.Namespace(all=True, json=False, quiet=False))
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["a:latest", "1", "B", "It", "is", "damaged."]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sollold.models.stores.header_facts import read_facts
-from tests.models.stores import write_gguf
+from sollold.models.stores.header_facts import HeaderFactsCache, read_facts
+from tests.models.stores import shut, write_gguf
 
 TWO_LAYERS = ("token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight", "output.weight")
 
@@ -52,3 +52,14 @@ def test_unusual_but_valid_headers_are_accepted(
 ) -> None:
     file = write_gguf(tmp_path / "fine.gguf", metadata=metadata, tensors=tensors)
     assert read_facts((str(file),)).unusable == ""
+
+
+def test_a_file_without_permission_comes_with_the_command_that_permits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    file = write_gguf(tmp_path / "models" / "closed.gguf", metadata={}, tensors=TWO_LAYERS)
+    shut(monkeypatch, tmp_path / "models")
+    facts = HeaderFactsCache(tmp_path / "cache").of((str(file),), set())
+    assert facts.unusable.startswith(f"{file} can't be read: Permission denied. Run: sudo ")
+    assert facts.unusable.endswith(f" {tmp_path / 'models'}")

@@ -18,6 +18,7 @@ from sollold.models.gguf.header import GgufError, Header
 from sollold.models.gguf.tensor_types import TENSOR_TYPES
 from sollold.models.gguf.vocabulary import vocabulary
 from sollold.models.stores import content_digest, llama_support
+from sollold.models.stores.permission_hint import permission_hint
 from sollold.models.stores.scan_result import stamp
 from sollold.settings.state_file import write_whole
 from sollold.undecodable import UNDECODABLE
@@ -311,7 +312,10 @@ class HeaderFactsCache:
             try:
                 facts = read_facts(files)
             except OSError as error:
-                reason = f"{error.filename or files[0]} can't be read: {system_reason(error)}."
+                path = error.filename or files[0]
+                reason = f"{path} can't be read: {system_reason(error)}."
+                if isinstance(error, PermissionError):
+                    reason += f" Run: {permission_hint(Path(path), Path(path).parent)}"
                 return HeaderFacts(files=files, unusable=reason)
             self._facts[key] = facts
             self._changed = True
