@@ -117,6 +117,8 @@ async def _serve(
         stopping.clear()
         await daemon.leave(stopping)
         stuck.expect_end()
+    # systemd shows the last status until the next start.
+    systemd.notify(status="stopped")
 
 
 def _has_terminal() -> bool:
