@@ -24,6 +24,9 @@ def merge_answers(messages: Sequence[Message]) -> list[Message]:
 
     llama-server rejects two of them at the end, and no template treats them separately.
     """
+    roles = [message.get("role") for message in messages]
+    if ("assistant", "assistant") not in itertools.pairwise(roles):
+        return list(messages)
     return _merge(messages, lambda role: role == "assistant", named=False)
 
 

@@ -90,6 +90,8 @@ def sampling_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 def add_parameters(body: dict[str, Any], model: Model) -> dict[str, Any]:
     """Add the PARAMETERs that the caller did not set to a body for llama-server, in place."""
     own = own_parameters(model)
+    if not own:
+        return body
     for name, value in sampling_fields(own).items():
         if body.get(name) is None:
             body[name] = value

@@ -102,7 +102,7 @@ def protected(calls: dict[Engine, Call], media: Media | None = None) -> dict[Eng
 def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[str, Any]:
     _check_media(body, media or _NO_MEDIA)
     # Most requests have none of these.
-    for name in sorted([name for name in body if name in _CHECKED_FIELDS]):
+    for name in sorted(_CHECKED_FIELDS & body.keys()):
         # An Ollama makes no grammar of tools, so theirs do not add up.
         separate = name == "tools" and engine is Engine.OLLAMA and isinstance(body[name], list)
         for value in body[name] if separate else (body[name],):
@@ -121,11 +121,8 @@ def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[
 
 def _bounded(values: dict[str, Any]) -> dict[str, Any]:
     """Lower numbers that are too large for an engine to its maximum, which means the same."""
-    large = {
-        name: limit
-        for name, limit in _MAX_NUMBERS.items()
-        if name in values and _exceeds(values[name], limit)
-    }
+    limited = _MAX_NUMBERS.keys() & values.keys()
+    large = {name: _MAX_NUMBERS[name] for name in limited if _exceeds(values[name], _MAX_NUMBERS[name])}
     return {**values, **large} if large else values
 
 
@@ -154,11 +151,16 @@ def _check_media(body: dict[str, Any], media: Media) -> None:
     """
     value = body.get("messages")
     messages = value if isinstance(value, list) else []
+    holders = [
+        holder
+        for holder in messages
+        if isinstance(holder, dict) and ("images" in holder or isinstance(holder.get("content"), list))
+    ]
+    if not holders and len(messages) <= _MAX_PARTS and "images" not in body:
+        return
     count = _MediaCount()
     count.add_parts(len(messages))
-    for holder in (body, *messages):
-        if not isinstance(holder, dict):
-            continue
+    for holder in (body, *holders):
         if isinstance(images := holder.get("images"), list):
             count.add_images(len(images))
             for image in images:

@@ -96,7 +96,9 @@ def as_type(value: dict[str, Any], type_: type[T]) -> T:
         Refusal: BAD_REQUEST, naming the field and what was expected.
     """
     try:
-        given = {key: field for key, field in value.items() if field is not None}
+        given = value
+        if None in value.values():
+            given = {key: field for key, field in value.items() if field is not None}
         # Not strict: clients send numbers as "5" and 5.0, which the official servers accept.
         return msgspec.convert(given, type=type_, strict=False)
     except msgspec.ValidationError as error:
