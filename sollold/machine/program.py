@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 
 def run_program(
     command: Sequence[str | Path],
@@ -67,9 +69,8 @@ def kill_session(leader: int) -> None:
 
 def _session(leader: int) -> set[int]:
     members = set()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getsid(int(entry)) == leader:
-                    members.add(int(entry))
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == leader:
+                members.add(pid)
     return members

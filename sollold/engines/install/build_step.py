@@ -133,7 +133,7 @@ class Steps:
                 self._kill()
 
     def _kill(self) -> None:
-        """Kill the command and its descendants; a session's id is not reused until the whole session is gone."""
+        """Kill the command and its descendants; its session's id is not reused until all are gone."""
         if self._running is not None:
             kill_session(self._running.pid)
 
