@@ -187,7 +187,7 @@ def stats_object(me: Record, counters: Counters, now: float) -> dict[str, Any]:
     return {
         "node": me.node,
         "name": me.name,
-        "uptime_seconds": round(now - counters.started, 1),
+        "uptime_seconds": round(counters.uptime(), 1),
         "distributed_requests": counters.distributed,
         "local_requests": counters.local,
         "ollama_requests": counters.ollama,
