@@ -472,6 +472,15 @@ def test_a_step_that_times_out_is_reported(tmp_path: Path) -> None:
         assert steps.run("echo", ["/bin/echo", "well"], timeout=30) == "well"
 
 
+def test_output_without_a_line_break_is_not_collected_as_one_line(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as out:
+        steps = Steps(out, tmp_path / "log")
+        lines: list[str] = []
+        steps.run("zeros", ["/usr/bin/head", "-c", "1000000", "/dev/zero"], timeout=30, on_line=lines.append)
+    assert sum(map(len, lines)) == 1_000_000
+    assert max(map(len, lines)) <= 16 * 1024
+
+
 def test_a_wrong_commit_is_refused(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMMIT", "badbadbad")
     monkeypatch.setattr(

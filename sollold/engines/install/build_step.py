@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +18,7 @@ from sollold.machine.child_guard import guarded
 from sollold.machine.program import kill_session
 
 _MAX_LINES = 400
+_MAX_LINE_BYTES = 16 * 1024
 _FAULT = re.compile(
     r"\berror\b[:!]|\bError\b at |CMake Error|fatal error|^ERROR|^fatal:|undefined reference|"
     r"No space left|Killed"
@@ -95,7 +97,7 @@ class Steps:
         try:
             assert popen.stdout is not None
             with popen.stdout:
-                for raw in popen.stdout:
+                for raw in iter(partial(popen.stdout.readline, _MAX_LINE_BYTES), b""):
                     line = raw.decode("utf-8", "replace").rstrip()
                     self._write(line + "\n")
                     lines.append(line)
