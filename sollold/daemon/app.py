@@ -235,7 +235,7 @@ class Daemon:
 
     async def _drain(self, on: bool) -> None:
         parts = self._parts
-        if on and self._draining is None:
+        if on and (self._draining is None or self._draining.done()):
             settings, reason = self.settings.serving, "the node is drained"
             work = drain(parts.node, parts.endpoints, parts.serving, settings, reason)
             self._draining = self._start_task(work, "drain")
