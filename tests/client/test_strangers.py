@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -28,9 +29,14 @@ def stranger(request: pytest.FixtureRequest) -> Iterator[str]:
                 connection = server.accept()[0]
             except OSError:
                 return
-            with connection:
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(10)
                 connection.recv(1 << 16)
                 connection.sendall(request.param)
+                connection.shutdown(socket.SHUT_WR)
+                # Closing with unread bytes, such as the request's body, would reset the connection.
+                while connection.recv(1 << 16):
+                    pass
 
     thread = threading.Thread(target=serve)
     thread.start()
