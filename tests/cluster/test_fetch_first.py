@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sollold.engines.install.find import Llama
-from tests.daemons import Cluster
+from tests.daemons import Cluster, until
 from tests.gguf import writer
 from tests.gguf.size import Size
 
@@ -21,6 +21,7 @@ def test_the_node_with_enough_memory_fetches_the_file_and_answers(tmp_path: Path
     with Cluster(2, tmp_path, llama, settings=settings, each=each) as cluster:
         source = writer.write(cluster[0].models / "moved.gguf", "llama", size)
         cluster.together()
+        until(lambda: b"moved" in cluster[0].ask("GET", "/api/tags").body, "the model is listed")
         plan = cluster[0].ask("POST", "/api/cluster/plan", {"model": "moved"}).json
         assert "node1 fetches the file of moved:latest first" in plan["reason"]
         assert not list(cluster[1].folder.rglob("*.gguf")), "a plan transfers no file"
