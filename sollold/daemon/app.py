@@ -141,7 +141,8 @@ class Daemon:
         )
         self._origins, self._hosts, self._access = app[ORIGINS], app[HOSTS], app[ACCESS]
         self._request_log = app[REQUEST_LOG]
-        if parts.tls is not None:
+        if parts.tls is not None and settings.http.tls != "off":
+            # Otherwise a certificate is issued when a client uses TLS for the first time.
             await parts.tls.start()
             stack.push_async_callback(parts.tls.close)
         listener = Listener(app, settings.http, drain=_CLOSE_SECONDS, tls=parts.tls)
@@ -207,7 +208,7 @@ class Daemon:
             self._need_restart = tuple(key for key in changed if key not in LIVE_KEYS)
             if self._need_restart:
                 logger.warning("these settings need a restart: %s", ", ".join(self._need_restart))
-            if self._parts.tls is not None:
+            if self._parts.tls is not None and self.settings.http.tls != "off":
                 await self._parts.tls.refresh()
             logger.info("settings reloaded; changed: %s", ", ".join(live) or "none")
         finally:

@@ -204,6 +204,14 @@ async def test_the_cluster_certificate_follows_addresses_and_the_secret() -> Non
     await served.close()
 
 
+async def test_without_a_start_the_first_handshake_issues_the_certificate() -> None:
+    identity = Identity(key(1), Tokens((SECRET,)))
+    tls = ServerTls(ClusterCertificate(identity, lambda: subject_of("Anna", ["127.0.0.1"], ())))
+    served = EchoServer(tls, required=False)
+    assert "anna" in await served.names()
+    await served.close()
+
+
 def test_invalid_names_are_left_out_of_certificates() -> None:
     subject = subject_of(
         "Anna's PC", ["fe80::1%eth0", "10.0.0.1"], ("*", "gpu.example.com", "a b", "ä.example")

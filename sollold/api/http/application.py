@@ -215,7 +215,7 @@ class Listener:
         drain: float = 60.0,
         tls: ServerTls | None = None,
     ) -> None:
-        """``drain``: seconds for running requests to finish at `close`; ``tls``: started; None: HTTP only."""
+        """``drain``: seconds for running requests to finish at `close`; ``tls``: None: HTTP only."""
         self._settings = settings
         self._tls = tls
         logger = logging.getLogger("sollold.http")

@@ -141,7 +141,7 @@ class ClusterCertificate:
 
 
 class ServerTls:
-    """Keeps the newest certificate. Call `start`, finally `close`."""
+    """Keeps the newest certificate. Call `start` to load it at once, then finally `close`."""
 
     def __init__(self, source: CertificateSource) -> None:
         self._source = source
@@ -167,9 +167,14 @@ class ServerTls:
         await cancel_and_wait(self._task)
 
     async def context_now(self) -> ssl.SSLContext:
-        """Return the TLS context for the next connection. Only after `start`."""
+        """Return the TLS context for the next connection.
+
+        Raises:
+            CertificateError: there is no usable certificate.
+        """
         await self.refresh()
-        assert self._context is not None
+        if self._context is None:
+            raise CertificateError(self._problem)
         return self._context
 
     async def refresh(self) -> None:
