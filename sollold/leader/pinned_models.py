@@ -43,8 +43,19 @@ class PinnedModels:
         """Do what is due."""
         for head, endpoint in self._policy.due(records, self._clock()):
             await self._load_again(head, endpoint)
-        await self._end_redundant_pins(records)
-        await self._end_outdated_pins(records)
+        limit = self._snapshots.settings.placement.keep_alive
+        redundant = redundant_pins(records) if limit >= 0 else {}
+        for record in records:
+            for endpoint in record.endpoints:
+                if self._is_outdated(record, endpoint):
+                    self._policy.note_replaced([endpoint.id])
+                    reason = "replaced by its newer version, which stays loaded in its place"
+                elif endpoint.id in redundant and not in_use(endpoint) and endpoint.idle >= limit:
+                    reason = f"idle for {endpoint.idle:.0f} s, and another like it stays loaded"
+                else:
+                    continue
+                term = self._view.leader()
+                await self._applier.end_when_idle(record.node, endpoint.id, term, reason)
 
     async def _load_again(self, head: str, endpoint: Endpoint) -> None:
         """Load a lost pinned model again, with the options it had; if it was updated, the newer version."""
@@ -69,33 +80,16 @@ class PinnedModels:
         ):
             log.warning("%s: it can't be loaded again yet: %s", lost, ensured.message)
 
-    async def _end_redundant_pins(self, records: Sequence[Record]) -> None:
-        """End redundant pinned deployments once they have been idle for the default keep_alive."""
-        limit = self._snapshots.settings.placement.keep_alive
-        spare = redundant_pins(records) if limit >= 0 else {}
-        for record in records:
-            for endpoint in record.endpoints:
-                if endpoint.id in spare and not in_use(endpoint) and endpoint.idle >= limit:
-                    reason = f"idle for {endpoint.idle:.0f} s, and another like it stays loaded"
-                    term = self._view.leader()
-                    await self._applier.end_when_idle(record.node, endpoint.id, term, reason)
+    def _is_outdated(self, record: Record, endpoint: Endpoint) -> bool:
+        """Return whether an idle pinned deployment is to end so that the newer version is loaded.
 
-    async def _end_outdated_pins(self, records: Sequence[Record]) -> None:
-        """End pinned deployments of replaced versions once they are idle: then the newer ones are loaded.
-
-        No new request is served by them, and they would keep their memory for ever.
+        No new request is served by it, and it would keep its memory for ever.
         """
-        for record in records:
-            for endpoint in record.endpoints:
-                if (
-                    endpoint.pinned
-                    and endpoint.backend is not Backend.OLLAMA
-                    and endpoint.state is State.READY
-                    and not (endpoint.closing or record.draining or in_use(endpoint))
-                    and endpoint.idle >= UPDATED_IDLE
-                    and self._snapshots.is_outdated(endpoint)
-                ):
-                    self._policy.note_replaced([endpoint.id])
-                    reason = "replaced by its newer version, which stays loaded in its place"
-                    term = self._view.leader()
-                    await self._applier.end_when_idle(record.node, endpoint.id, term, reason)
+        return (
+            endpoint.pinned
+            and endpoint.backend is not Backend.OLLAMA
+            and endpoint.state is State.READY
+            and not (endpoint.closing or record.draining or in_use(endpoint))
+            and endpoint.idle >= UPDATED_IDLE
+            and self._snapshots.is_outdated(endpoint)
+        )
