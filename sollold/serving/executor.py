@@ -217,11 +217,14 @@ class RequestExecutor:
         await self.close()
         return True
 
+    def _check_stopped(self) -> None:
+        """Raise the error of an answer that was stopped and closed before its caller had read all of it."""
+        if self._attempt is None:
+            self._search.check()
+
     async def _pour_whole(self, receive: Receiver[list[bytes]]) -> bool:
         """Deliver a response that is not streamed, as one event. After a fault the request is repeated."""
-        if self._attempt is None:
-            # It may have been stopped and closed before its caller had read all of it.
-            self._search.check()
+        self._check_stopped()
         attempt = self._attempt
         while attempt is not None:
             try:
@@ -241,9 +244,7 @@ class RequestExecutor:
 
     async def _pour(self, receive: Receiver[list[bytes]]) -> bool:
         """Deliver the events of a stream, across all faults, as described in `sollold.cluster.net.pour`."""
-        if self._attempt is None:
-            # It may have been stopped and closed before its caller had read all of it.
-            self._search.check()
+        self._check_stopped()
         while self._attempt is not None:
             if self._continuation is None:
                 self._continuation = continuation_for(self._attempt.candidate.engine, self._attempt.call)
