@@ -56,9 +56,7 @@ def kill_session(leader: int) -> None:
     Its process group is not enough: ninja and shells put what they run into groups of their own. Blocks for
     milliseconds.
     """
-    killed = {leader}
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
+    killed: set[int] = set()
     # They may start others until they are killed.
     while found := _session(leader) - killed:
         for pid in found:
