@@ -97,12 +97,11 @@ async def _settle(
         OSError: a file operation failed.
     """
     name = job.model.name
-    present = catalogue.get(name)
     if job.replaces is not None and await in_thread(threads, read_card, job.replaces) != job.card:
         raise PartialFileError(f"{name} was deleted or replaced during its update; pull it again")
     # An abandoned pull of the same content may have put it there just now.
-    given_away = present is not None and present.source == "own" and present.digest != job.model.digest
-    if given_away and before is None:
+    present = catalogue.get(name) if before is None else None
+    if present is not None and present.source == "own" and present.digest != job.model.digest:
         raise PartialFileError(f"{name} was given to another model meanwhile; delete it and pull it again")
     names = tuple(item.name for item in job.items)
     card = replace(job.model, files=names, projector="", adapters=adapters_in(job.items))
