@@ -22,16 +22,25 @@ async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kw
     """Return the result of ``work``. Even if cancelled, any number of times, waits for its end unless it has
     not begun: files that it uses may be closed afterwards.
     """
+    return await in_stoppable_thread(threads, lambda: None, work, *args, **kwargs)
+
+
+async def in_stoppable_thread(
+    threads: Executor, stop: Callable[[], None], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Like `in_thread`, but if cancelled, call ``stop``, which must make ``work`` end soon."""
     job = threads.submit(work, *args, **kwargs)
     waiting = asyncio.wrap_future(job)
     try:
         return await asyncio.shield(waiting)
-    finally:
+    except asyncio.CancelledError:
         if not job.cancel():
+            stop()
             while not waiting.done():
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait({waiting})
             retrieve_error(waiting)
+        raise
 
 
 def lower_priority() -> None:

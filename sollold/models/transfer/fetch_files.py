@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.folders import CARD, read_card
-from sollold.models.stores.threads import in_thread
+from sollold.models.stores.threads import in_stoppable_thread, in_thread
 from sollold.models.transfer.download import BlockingSource, CheckLost, Downloader, Source
 from sollold.models.transfer.part_check import PartCheck
 from sollold.models.transfer.partial_file import Item, PartialFile, PartialFileError, slug
@@ -73,13 +72,7 @@ async def download(
         await in_thread(threads, partial.open)
         await _receive(job, partial, calls, pace, threads, say)
         say("verifying sha256 digest")
-        verifying = asyncio.ensure_future(in_thread(threads, partial.verify, check))
-        try:
-            await asyncio.shield(verifying)
-        except asyncio.CancelledError:
-            partial.stop()
-            await asyncio.gather(verifying, return_exceptions=True)
-            raise
+        await in_stoppable_thread(threads, partial.stop, partial.verify, check)
         say("writing manifest")
         async with catalogue.changing:
             await _settle(job, partial, before, catalogue, threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import threading
 from concurrent.futures import Executor
@@ -11,7 +10,7 @@ from pathlib import Path
 from sollold.models.model import Model
 from sollold.models.names import Name
 from sollold.models.stores.folders import read_card
-from sollold.models.stores.threads import in_thread
+from sollold.models.stores.threads import in_stoppable_thread, in_thread
 from sollold.models.transfer.fetch_files import Download
 from sollold.models.transfer.file_digest import sha256_between
 from sollold.models.transfer.huggingface_hub import Hub
@@ -37,7 +36,6 @@ async def hub_download(
     if present is not None and await _is_version(present, key, items, threads, say):
         return None
     model = Model(str(name), key, "own", (), sum(item.size for item in items), 0.0)
-
     return Download(model, items, key, [hub.source(name, paths)])
 
 
@@ -57,13 +55,7 @@ async def _is_version(model: Model, key: str, items: tuple[Item, ...], threads: 
         return False
     say("verifying sha256 digest")
     stopped = threading.Event()
-    checking = asyncio.ensure_future(in_thread(threads, _have_digests, paths, items, stopped))
-    try:
-        return await asyncio.shield(checking)
-    except asyncio.CancelledError:
-        stopped.set()
-        await asyncio.gather(checking, return_exceptions=True)
-        raise
+    return await in_stoppable_thread(threads, stopped.set, _have_digests, paths, items, stopped)
 
 
 def _have_sizes(paths: tuple[str, ...], items: tuple[Item, ...]) -> bool:
