@@ -141,7 +141,7 @@ class Daemon:
         )
         self._origins, self._hosts, self._access = app[ORIGINS], app[HOSTS], app[ACCESS]
         self._request_log = app[REQUEST_LOG]
-        if parts.tls is not None and settings.http.tls != "off":
+        if parts.tls is not None and settings.http.requires_tls:
             # Otherwise a certificate is issued when a client uses TLS for the first time.
             await parts.tls.start()
             stack.push_async_callback(parts.tls.close)
@@ -208,7 +208,7 @@ class Daemon:
             self._need_restart = tuple(key for key in changed if key not in LIVE_KEYS)
             if self._need_restart:
                 logger.warning("these settings need a restart: %s", ", ".join(self._need_restart))
-            if self._parts.tls is not None and self.settings.http.tls != "off":
+            if self._parts.tls is not None and self.settings.http.requires_tls:
                 await self._parts.tls.refresh()
             logger.info("settings reloaded; changed: %s", ", ".join(live) or "none")
         finally:
@@ -287,7 +287,7 @@ class Daemon:
             trouble.append((parts.meter.problem, ""))
         files = [*parts.catalogue.problems, *abandoned(parts.catalogue.own, time.time())]
         trouble.extend(parts.internet.trouble())
-        if parts.tls is not None and self.settings.http.tls != "off":
+        if parts.tls is not None and self.settings.http.requires_tls:
             trouble.extend(parts.tls.trouble())
         if missing := missing_drafter(parts.library, self.settings.placement.speculation):
             trouble.append((missing, "fetch that model with `sollold pull`, or name another in sollold.toml"))

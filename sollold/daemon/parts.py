@@ -100,7 +100,7 @@ class Parts:
             peer_port=settings.cluster.port,
             release=__version__,
             open=tokens.open,
-            tls=settings.http.tls != "off",
+            tls=settings.http.requires_tls,
         )
         self.node = ClusterNode(settings.cluster, self.identity, record, self.peers, state, ring)
         self.calls = self.node.calls

@@ -145,6 +145,11 @@ class HttpSettings:
     wait_limit: Limit = 600.0
     """Seconds that a request waits for a model to load before it fails with 503."""
 
+    @property
+    def requires_tls(self) -> bool:
+        """Whether other machines must use HTTPS."""
+        return self.tls != "off"
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:

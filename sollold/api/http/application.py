@@ -261,7 +261,7 @@ class Listener:
             raise _cannot_listen(host, port, error) from error
         self.port = int(sockets[-1].getsockname()[1])
         if self._tls is not None:
-            required = self._settings.tls != "off"
+            required = self._settings.requires_tls
             self._acceptor = secure_server(
                 sockets, self._connection, self._tls.context_now, required=required
             )
