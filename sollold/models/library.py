@@ -155,8 +155,7 @@ class Library:
 
     def exact(self, name: str) -> Resolved:
         """Resolve ``name`` without guessing (only aliases and case), for models to be pulled or deleted."""
-        self._merged()
-        return self._with_offline(exact(name, self._index, self._aliases))
+        return self._with_offline(exact(name, self._names(), self._aliases))
 
     def behind_alias(self, name: str) -> str:
         """Return the target if ``name`` is an alias in this node's settings, else an empty string."""
@@ -246,10 +245,10 @@ class Library:
         return ""
 
     def _resolve_live(self, name: str) -> Resolved:
-        self._merged()
+        names = self._names()
         found = self._resolved.get(name)
         if found is None:
-            found = resolve(name, self._index, self._aliases)
+            found = resolve(name, names, self._aliases)
             if len(self._resolved) >= _MAX_RESOLVED:
                 self._resolved.clear()
             self._resolved[name] = found
@@ -286,6 +285,10 @@ class Library:
             self._index = NameIndex(self._merged_lists[0])
             self._resolved.clear()
         return self._merged_lists
+
+    def _names(self) -> NameIndex:
+        self._merged()
+        return self._index
 
     async def _own_shape(self, name: str) -> Shape:
         """Return the shape of a model on this node.
