@@ -25,7 +25,7 @@ from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
 from sollold.api.http.errors import Dialect
 from sollold.api.http.exchange import exchange_of
-from sollold.api.http.inflight import BYTES_PER_TOKEN
+from sollold.api.http.inflight import estimated_tokens
 from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext
 from sollold.api.http.route import Route
@@ -81,7 +81,7 @@ class AnthropicRoutes:
                 omit_thinking=omits,
                 limit=parsed.max_tokens or 0,
                 request=id,
-                estimate=lambda: len(msgspec.json.encode(native)) // BYTES_PER_TOKEN,
+                estimate=lambda: estimated_tokens(native),
             )
             return EventEncoder(events, Dialect.ANTHROPIC)
 

@@ -21,10 +21,15 @@ from sollold.control.activity import (
 from sollold.errors import Refusal
 from sollold.serving.request import Ask, Routing, Waiting
 
-BYTES_PER_TOKEN = 4
-"""For estimates: bytes of a request's JSON for each token of its prompt, as Ollama assumes."""
+_BYTES_PER_TOKEN = 4
+"""Bytes of a request's JSON for each token of its prompt, as Ollama assumes."""
 _MAX_ERROR_CHARACTERS = 300
 """Maximum characters of an error that are kept."""
+
+
+def estimated_tokens(body: dict[str, Any]) -> int:
+    """Estimate the number of tokens of the prompt in a request's body."""
+    return len(msgspec.json.encode(body)) // _BYTES_PER_TOKEN
 
 
 class InflightRequest(msgspec.Struct):
@@ -122,7 +127,7 @@ class InflightRequest(msgspec.Struct):
             return counts
         if self.events and self.ask.stream:
             # It ended early; an engine reports the counts with its last events.
-            return len(msgspec.json.encode(body)) // BYTES_PER_TOKEN, self.events
+            return estimated_tokens(body), self.events
         return self.prompt_tokens, 0
 
     def finished(self) -> FinishedRequest:
