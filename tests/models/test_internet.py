@@ -53,10 +53,7 @@ async def hub_behind_a_proxy(
 
 @asynccontextmanager
 async def internet(environ: dict[str, str], trust: ssl.SSLContext | None = None) -> AsyncIterator[Internet]:
-    def session() -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust or True))
-
-    access = Internet(environ, session)
+    access = Internet(environ, trust)
     try:
         yield access
     finally:
@@ -207,6 +204,36 @@ def test_a_mirror_on_the_lan_may_redirect_within_the_lan() -> None:
     assert redirected("http://192.168.1.2/a", "http://192.168.1.3/b", None)[0] == "http://192.168.1.3/b"
     assert redirected("https://hub.test/a", "/b", {"Authorization": "x"})[1] == {"Authorization": "x"}
     assert redirected("https://hub.test/a", "https://cdn.test/b", {"Authorization": "x"})[1] == {}
+
+
+@pytest.mark.parametrize(
+    ("mirror_at", "followed"),
+    [("8.8.8.8", False), ("127.0.0.1", True)],
+    ids=["a server on the internet", "a mirror on the LAN"],
+)
+async def test_a_redirect_to_a_name_with_a_local_address(
+    monkeypatch: pytest.MonkeyPatch, mirror_at: str, followed: bool
+) -> None:
+    target = Redirects()
+    mirror = Redirects(f"http://files.test:{await target.start()}/x")
+    port = await mirror.start()
+    addresses = {"hub.test": iter(["127.0.0.1", mirror_at]), "files.test": iter(["127.0.0.1"])}
+
+    async def getaddrinfo(self: object, host: str, port: int, **options: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(addresses[host]), port))]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    async with internet({}) as access:
+        if followed:
+            async with access.get(f"http://hub.test:{port}/a", TIMEOUT) as answer:
+                assert await answer.text() == "here"
+        else:
+            with pytest.raises(Unreachable, match=r"hub\.test redirects to it, but it is in a local network"):
+                async with access.get(f"http://hub.test:{port}/a", TIMEOUT):
+                    pass
+            assert not target.tokens
+    for close in (mirror.close, target.close):
+        await close()
 
 
 @pytest.mark.llama

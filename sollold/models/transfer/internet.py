@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import aiohttp
+from aiohttp.abc import ResolveResult
 
 from sollold.web_proxy import BadProxy, Proxy, proxy_for
 
@@ -42,16 +45,12 @@ class Internet:
 
     Args:
         environ: names the proxies, see `proxy_for`; None: the environment of the process.
-        session: creates the session on the first request.
+        trust: checks the servers' certificates; None: the authorities that the system trusts.
     """
 
-    def __init__(
-        self,
-        environ: Mapping[str, str] | None = None,
-        session: Callable[[], aiohttp.ClientSession] = aiohttp.ClientSession,
-    ) -> None:
+    def __init__(self, environ: Mapping[str, str] | None = None, trust: ssl.SSLContext | None = None) -> None:
         self.environ = os.environ if environ is None else environ
-        self._make = session
+        self._trust = trust
         self._session: aiohttp.ClientSession | None = None
         self._failed: dict[str, tuple[float, str, str]] = {}
 
@@ -76,12 +75,15 @@ class Internet:
             Unreachable: also raised for errors inside the ``async with`` block.
         """
         server = _server_of(url)
+        origin = ""
         proxy: Proxy | None = None
         answered = False
         try:
             async with AsyncExitStack() as stack:
                 for _ in range(_MAX_REDIRECTS):
                     proxy = proxy_for(url, self.environ)
+                    # A proxy resolves the names of servers itself, and may be in the local network.
+                    _redirecting.set("" if proxy else origin)
                     options = _request_options(proxy, url, headers or {})
                     getting = self._http().get(url, timeout=timeout, allow_redirects=False, **options)
                     answer = await stack.enter_async_context(getting)
@@ -94,6 +96,7 @@ class Internet:
                         yield answer
                         return
                     await stack.aclose()
+                    origin = urlsplit(url).hostname or ""
                     url, headers = redirected(url, location, headers)
                 raise Unreachable(f"it redirects more than {_MAX_REDIRECTS} times")
         except BadProxy as error:
@@ -113,8 +116,45 @@ class Internet:
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = self._make()
+            connector = aiohttp.TCPConnector(resolver=_Resolver(), ssl=self._trust or True)
+            self._session = aiohttp.ClientSession(connector=connector)
         return self._session
+
+
+_redirecting = ContextVar("_redirecting", default="")
+"""Host of the server that redirects the current request; empty: it is not redirected."""
+
+
+class _Resolver(aiohttp.ThreadedResolver):
+    """Resolves host names; the target of a redirect from the internet must not be in the local network."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of a host.
+
+        Raises:
+            OSError: it can't be resolved, or one of its addresses must not be used.
+        """
+        found = await super().resolve(host, port, family)
+        origin = _redirecting.get()
+        if origin and _any_inside(found) and not await self._resolves_inside(origin):
+            address = next(result["host"] for result in found if _is_inside(result["host"]))
+            reason = f"{origin} redirects to it, but it is in a local network ({address}): not followed"
+            raise OSError(-1, reason)
+        return found
+
+    async def _resolves_inside(self, host: str) -> bool:
+        if _is_inside(host):
+            return True
+        try:
+            return _any_inside(await super().resolve(host, 0, socket.AF_UNSPEC))
+        except OSError:
+            return False
+
+
+def _any_inside(found: list[ResolveResult]) -> bool:
+    return any(_is_inside(result["host"]) for result in found)
 
 
 def _server_of(url: str) -> str:
