@@ -126,8 +126,9 @@ class MemoryMonitor:
             sizes = allocated.setdefault(deployment, {})
             for process in running:
                 sizes[PROCESSOR] = sizes.get(PROCESSOR, 0) + process.memory()
-                for device, size in measurement.processes.get(process.pid, {}).items():
-                    sizes[device] = sizes.get(device, 0) + size
+                for pid in process.pids():
+                    for device, size in measurement.processes.get(pid, {}).items():
+                        sizes[device] = sizes.get(device, 0) + size
             # Many drivers do not tell what each process holds, and in a container they use other process ids.
             for device in loaded.keys() & gpus:
                 sizes.setdefault(device, loaded[device])

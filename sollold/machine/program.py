@@ -58,14 +58,15 @@ def kill_session(leader: int) -> None:
     """
     killed: set[int] = set()
     # They may start others until they are killed.
-    while found := _session(leader) - killed:
+    while found := session_members(leader) - killed:
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         killed |= found
 
 
-def _session(leader: int) -> set[int]:
+def session_members(leader: int) -> set[int]:
+    """Return the ids of the processes in the session that ``leader`` began. Blocks for milliseconds."""
     members = set()
     for pid in psutil.pids():
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -111,6 +111,32 @@ async def test_descendants_of_a_child_end_with_it(folder: Path, alone: bool) -> 
     await until(lambda: started(descendant) != start_time)
 
 
+WRAPPED = """
+import socket
+held = b"x" * (64 << 20)
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+while True:
+    sum(range(100_000))
+"""
+
+
+async def test_a_program_run_by_a_script_is_measured_and_its_signal_is_known(folder: Path) -> None:
+    script = folder / "llama-server"
+    script.write_text(f"#!/bin/sh\n{sys.executable} -c '{WRAPPED}'\nexit $?\n")
+    script.chmod(0o755)
+    process = await begin(folder, str(script))
+    await until(process.last_lines)
+    assert process.memory() > 64 << 20
+    assert process.addresses() == [("127.0.0.1", int(process.last_lines()[0]))]
+    before = process.work()
+    assert before is not None
+    await until(lambda: (process.work() or 0) >= before + 5)
+    (program,) = process.pids() - {process.pid}
+    os.kill(program, signal.SIGKILL)
+    assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
+
+
 def test_processes_with_the_journals_mark_are_killed(folder: Path) -> None:
     path = folder / "children.json"
     mine = {**os.environ, MARK: Journal(path).mark}

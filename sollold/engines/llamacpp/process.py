@@ -28,6 +28,7 @@ from sollold.engines.llamacpp.child_journal import MARK, Journal, stat_fields
 from sollold.engines.llamacpp.exit_reason import NO_THREADS
 from sollold.engines.llamacpp.process_log import ProcessLog
 from sollold.machine.child_guard import guarded
+from sollold.machine.program import session_members
 
 log = logging.getLogger("sollold.engines")
 
@@ -114,47 +115,28 @@ class Process:
         """Return its last lines of output."""
         return list(self._last)
 
+    def pids(self) -> set[int]:
+        """Return the ids of its processes: a script set as a program may run the actual one as its child."""
+        return session_members(self.pid)
+
     def memory(self) -> int:
         """Return its private RAM in bytes: without mapped files, which the system can reclaim."""
-        try:
-            with Path(f"/proc/{self.pid}/status").open("rb") as status:
-                for line in status:
-                    if line.startswith(b"RssAnon:"):
-                        return int(line.split()[1]) * 1024
-            return int(psutil.Process(self.pid).memory_info().rss)
-        except FileNotFoundError:
-            with contextlib.suppress(psutil.Error):
-                return int(psutil.Process(self.pid).memory_info().rss)
-            return 0
-        except (OSError, psutil.Error):
-            return 0
+        return sum(map(_private_memory, self.pids()))
 
     def work(self) -> int | None:
         """Return a counter of its activity: processor time in hundredths of a second plus major page faults.
         None if unknown.
         """
-        try:
-            fields = stat_fields(Path(f"/proc/{self.pid}"))
-            return int(fields[9]) + int(fields[11]) + int(fields[12])
-        except (OSError, ValueError, IndexError):
-            return None
+        known = [work for pid in self.pids() if (work := _work(pid)) is not None]
+        return sum(known) if known else None
 
     def waits_for_disk(self) -> bool:
         """Return whether one of its threads is waiting in the kernel for a disk or network share."""
-        try:
-            for thread in Path(f"/proc/{self.pid}/task").iterdir():
-                if stat_fields(thread)[0] == "D":
-                    return True
-        except (OSError, IndexError):
-            pass
-        return False
+        return any(map(_waits_for_disk, self.pids()))
 
     def addresses(self) -> list[tuple[str, int]]:
         """Return the (address, port) pairs on which it listens for TCP, without connecting to any."""
-        try:
-            connections = psutil.Process(self.pid).net_connections("tcp")
-        except psutil.Error:
-            return []
+        connections = [found for pid in self.pids() for found in _connections(pid)]
         return [(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN]
 
     def terminate(self) -> None:
@@ -266,7 +248,9 @@ class Process:
     def _reap(self, popen: subprocess.Popen[bytes]) -> int:
         self._end_group()
         with self._reaping if hasattr(os, "waitid") else contextlib.nullcontext():
-            return popen.wait()
+            code = popen.wait()
+        # A shell exits so if the program that it ran was ended by a signal.
+        return 128 - code if code - 128 in signal.valid_signals() else code
 
     def _call_soon(self, call: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # The loop is closed.
@@ -284,6 +268,43 @@ class Process:
                 future.set_result(value)
 
         self._call_soon(done)
+
+
+def _private_memory(pid: int) -> int:
+    try:
+        with Path(f"/proc/{pid}/status").open("rb") as status:
+            for line in status:
+                if line.startswith(b"RssAnon:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _work(pid: int) -> int | None:
+    try:
+        fields = stat_fields(Path(f"/proc/{pid}"))
+        # With those of its children that have exited, so that the sum does not decrease.
+        return sum(int(fields[index]) for index in (9, 10, 11, 12, 13, 14))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _waits_for_disk(pid: int) -> bool:
+    try:
+        return any(stat_fields(thread)[0] == "D" for thread in Path(f"/proc/{pid}/task").iterdir())
+    except (OSError, IndexError):
+        return False
+
+
+def _connections(pid: int) -> list[Any]:
+    try:
+        return psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return []
 
 
 def _clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
