@@ -17,7 +17,8 @@ import msgspec
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.header import GgufError, Header
 from sollold.models.model import Model
-from sollold.models.stores import folders, huggingface_cache, ollama_store
+from sollold.models.stores import folders
+from sollold.models.stores.find_stores import find_stores
 from sollold.models.stores.header_facts import HeaderFactsCache
 from sollold.models.stores.header_reader import HeaderReader
 from sollold.models.stores.llama_support import RefusedModels, format_fault
@@ -318,7 +319,9 @@ class Catalogue:
 
         ``force``: scan even stores that have not changed.
         """
-        places = await asyncio.to_thread(self._places)
+        places = await asyncio.to_thread(
+            find_stores, self._settings, self.own, self._scan_own, self._environ, self._home
+        )
         self._stores = {
             key: self._stores.get(key) or Store(place, functools.partial(self._reader.seen, scan))
             for key, (place, scan) in places.items()
@@ -344,26 +347,6 @@ class Catalogue:
             used = None if None in seen else frozenset[str]().union(*(scan.headers for scan in seen if scan))
             await asyncio.to_thread(self._header_facts.keep, used)
         return bool(changed)
-
-    def _places(self) -> dict[str, tuple[str, Callable[[], Scan]]]:
-        """Return all stores with path and scan function, in order of precedence of their names. Blocks."""
-        settings = self._settings
-        found: dict[str, tuple[str, Callable[[], Scan]]] = {}
-
-        def add(kind: str, path: Path, scan: Callable[[], Scan]) -> None:
-            found.setdefault(f"{kind} {path}", (str(path), scan))
-
-        for root in ollama_store.roots(settings.ollama_stores, environ=self._environ, home=self._home):
-            add("ollama", root, functools.partial(ollama_store.scan, root))
-        add("own", self.own, self._scan_own)
-        for path in (expanded(folder) for folder in settings.folders):
-            add("folder", path, functools.partial(folders.scan_folder, path))
-        if settings.huggingface:
-            for cache in huggingface_cache.caches(self._environ, self._home):
-                add("hub", cache, functools.partial(huggingface_cache.scan, cache))
-            cache = folders.llama_cache(self._environ, self._home)
-            add("llama.cpp", cache, functools.partial(folders.scan_llama_cache, cache))
-        return found
 
     def _scan_own(self) -> Scan:
         if self._sweep is not None:
