@@ -182,7 +182,7 @@ def test_a_claim_of_the_highest_possible_term_is_rejected() -> None:
     gossip = with_members(core(), B)
     forger = registry(replace(record(B), claim=Term(2**64 - 1, B)))
     receive(gossip, B, decode(compound(head(B, 1), [forger.delta(1300, 1300)])).messages[0])
-    assert gossip.rejected == 1
+    assert gossip.known.rejected == 1
     mark_dead(gossip, B)
     run(gossip, 1.0, 20.0, silent=(B,))
     assert gossip.known.leader() == Term(1, ME)

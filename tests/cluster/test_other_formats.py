@@ -40,11 +40,11 @@ def test_another_format_is_reported_until_the_node_is_understood() -> None:
     """In datagrams and in push-pull exchanges."""
     gossip = core()
     gossip.handle_packet(OTHER, address_of(B), 1.0)
-    assert gossip.other_formats(2.0) == {address_of(B)[0]: FORMAT + 1}
+    assert gossip.known.other_formats(2.0) == {address_of(B)[0]: FORMAT + 1}
     gossip.push_pull(core(B).push_pull_open(), address_of(B), 3.0)
-    assert not gossip.other_formats(4.0)
+    assert not gossip.known.other_formats(4.0)
     gossip = core()
     gossip.push_pull(OTHER, address_of(B), 1.0)
-    assert gossip.other_formats(2.0) == {address_of(B)[0]: FORMAT + 1}
+    assert gossip.known.other_formats(2.0) == {address_of(B)[0]: FORMAT + 1}
     receive(gossip, B, alive(B), now=3.0)
-    assert not gossip.other_formats(4.0)
+    assert not gossip.known.other_formats(4.0)

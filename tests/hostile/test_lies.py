@@ -246,7 +246,7 @@ def test_an_impossible_record_is_refused_and_counted(lie: dict[str, Any]) -> Non
     for machine in world.machines[:-1]:
         gossip = process(machine).gossip
         assert gossip.known.record(me.node) == me
-        assert gossip.refused["record"] == 1
+        assert gossip.known.refused["record"] == 1
 
 
 def test_a_record_with_default_values_is_accepted() -> None:

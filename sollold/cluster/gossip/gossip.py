@@ -138,7 +138,6 @@ class Gossip:
             persist=self._persist,
             elected=lambda term: self._actions.append(NodeEvent(Change.LEADER, term.leader, term)),
         )
-        self.known = Known(self._membership, self._registry, self._leadership)
         self._anti_entropy = AntiEntropy(
             self._membership,
             self._registry,
@@ -157,6 +156,9 @@ class Gossip:
             room=self._outbox.room,
             persist=self._persist,
             updated=lambda node: self._actions.append(NodeEvent(Change.UPDATED, node)),
+        )
+        self.known = Known(
+            self._membership, self._registry, self._leadership, self._records, self._other_formats
         )
         self._handler = PacketHandler(
             self._membership,
@@ -179,7 +181,7 @@ class Gossip:
         self._timers.at(now, lambda now: None)
 
     def handle_packet(self, data: bytes, source: Address, now: float) -> list[Action]:
-        """Handle a decrypted datagram. Invalid packets are counted in ``rejected`` and dropped."""
+        """Handle a decrypted datagram. Invalid packets are counted in ``known.rejected`` and dropped."""
         self._awake(now)
         try:
             packet = decode(data)
@@ -336,32 +338,6 @@ class Gossip:
             if (address := member.address()) is not None:
                 self._outbox.send(address, [farewell])
         return self._done(now)
-
-    # Status
-
-    @property
-    def rejected(self) -> int:
-        """Number of packets, push-pull bodies and records that could not be decoded."""
-        return self._records.rejected
-
-    def other_formats(self, now: float) -> dict[str, int]:
-        """Return IP addresses of nodes of other releases → the format of their packets."""
-        return self._other_formats.heard(now)
-
-    @property
-    def unread(self) -> dict[str, tuple[str, ...]]:
-        """Nodes of other releases → the fields of their records that are not understood here."""
-        return self._registry.unread()
-
-    @property
-    def refused(self) -> dict[str, int]:
-        """Numbers of refused statements of members, by reason.
-
-        ``forged``: not signed by the node they are about, or with implausible counters. ``record``: signed
-        records with implausible values.
-        """
-        counts = self._records.refused
-        return {**counts, "forged": counts["forged"] + self._membership.refused}
 
     def _gossip_turn(self, now: float) -> None:
         self._gossip_at = None

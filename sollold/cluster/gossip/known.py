@@ -1,4 +1,4 @@
-"""Read-only view of what a node knows of its cluster: live nodes, records, addresses, the leader."""
+"""Read-only view of what a node knows of its cluster: live nodes, records, addresses, the leader, faults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from sollold.cluster.gossip.double import Double
 from sollold.cluster.gossip.leadership import Leadership
 from sollold.cluster.gossip.member import Status
 from sollold.cluster.gossip.membership import Membership
+from sollold.cluster.gossip.other_formats import OtherFormats
 from sollold.cluster.gossip.record import Record
+from sollold.cluster.gossip.records import Records
 from sollold.cluster.gossip.registry import Registry
 from sollold.cluster.gossip.term import Term
 
@@ -18,11 +20,20 @@ _MANY_PROBES = 10
 class Known:
     """Queries on the parts of a gossip core; they change nothing."""
 
-    def __init__(self, membership: Membership, registry: Registry, leadership: Leadership) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        registry: Registry,
+        leadership: Leadership,
+        records: Records,
+        other_formats: OtherFormats,
+    ) -> None:
         self._me = membership.me
         self._membership = membership
         self._registry = registry
         self._leadership = leadership
+        self._records = records
+        self._other_formats = other_formats
 
     @property
     def me(self) -> Record:
@@ -107,3 +118,26 @@ class Known:
     def contacts(self) -> tuple[tuple[str, tuple[Address, ...]], ...]:
         """Return all other nodes considered alive with their addresses, to be remembered on disk."""
         return tuple((node, self.addresses(node)) for node in sorted(self._membership.live))
+
+    @property
+    def rejected(self) -> int:
+        """Number of packets, push-pull bodies and records that could not be decoded."""
+        return self._records.rejected
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Numbers of refused statements of members, by reason.
+
+        ``forged``: not signed by the node they are about, or with implausible counters. ``record``: signed
+        records with implausible values.
+        """
+        counts = self._records.refused
+        return {**counts, "forged": counts["forged"] + self._membership.refused}
+
+    def other_formats(self, now: float) -> dict[str, int]:
+        """Return IP addresses of nodes of other releases → the format of their packets."""
+        return self._other_formats.heard(now)
+
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """Return nodes of other releases → the fields of their records that are not understood here."""
+        return self._registry.unread()

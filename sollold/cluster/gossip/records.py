@@ -21,7 +21,7 @@ class Records:
 
     Attributes:
         rejected: number of packets, push-pull bodies and records that could not be decoded.
-        refused: numbers of refused records, by reason; see `sollold.cluster.gossip.gossip.Gossip.refused`.
+        refused: numbers of refused records, by reason; see `sollold.cluster.gossip.known.Known.refused`.
     """
 
     def __init__(

@@ -261,19 +261,25 @@ class ClusterNode:
 
     def status(self) -> ClusterStatus:
         """Return the status of this node's part in the cluster."""
-        gossip = self._gossip
-        return ClusterStatus(
+        status = ClusterStatus(
             self._finder.status(),
             self._links.up(),
-            gossip.rejected if gossip is not None else 0,
+            0,
             {str(reason): count for reason, count in self._sealer.refused.items()},
             tuple(sorted(record.name for record in self.live() if record.node in self._finder.unheard)),
             self._cloned,
-            gossip.refused if gossip is not None else {},
-            gossip.known.doubles(time.monotonic()) if gossip is not None else (),
-            gossip.unread if gossip is not None else {},
-            gossip.other_formats(time.monotonic()) if gossip is not None else {},
-            tuple(self.reach.name(node) for node in gossip.known.unanswered()) if gossip is not None else (),
+        )
+        if self._gossip is None:
+            return status
+        known, now = self._gossip.known, time.monotonic()
+        return replace(
+            status,
+            rejected=known.rejected,
+            disbelieved=known.refused,
+            doubles=known.doubles(now),
+            unread=known.unread(),
+            formats=known.other_formats(now),
+            unanswered=tuple(self.reach.name(node) for node in known.unanswered()),
         )
 
     def dropped(self) -> dict[str, int]:

@@ -24,7 +24,7 @@ class ClusterStatus:
         unread: nodes of another release → the fields of their records that are not understood here.
         formats: IP addresses of nodes of another release → the format of their packets.
         unanswered: names of live nodes that answer pings only by TCP, not by UDP.
-        disbelieved: dropped statements of members, by reason (`Gossip.refused`).
+        disbelieved: dropped statements of members, by reason (`Known.refused`).
     """
 
     discovery: DiscoveryStatus | None
