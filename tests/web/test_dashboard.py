@@ -816,6 +816,17 @@ async def test_keyboard_and_screen_reader(page: Page, show: Show) -> None:
     assert await page.run("document.activeElement.textContent") == "Skip to the content"
 
 
+async def test_the_skip_link_stays_in_the_view(page: Page, show: Show) -> None:
+    _, url = await show()
+    await page.open(f"{url}/#/doctor")
+    await page.until(READY)
+    await page.press("Tab")
+    await page.press("Enter")
+    await page.until("document.activeElement.id === 'content'")
+    assert await page.run("document.activeElement.dataset.view") == "doctor"
+    assert await page.run("location.hash") == "#/doctor"
+
+
 async def test_a_machine_waiting_for_admission_is_shown_with_its_code(page: Page, show: Show) -> None:
     waiting = (WaitingMachine("f" * 16, "<i>gina</i>", "4711-0815"),)
     _, url = await show(replace(machines()[0], waiting=waiting), *machines()[1:])

@@ -79,6 +79,11 @@ onState(() => {
 needsLogin(() => { byId("login").hidden = false; });
 byId("login").addEventListener("click", () => logIn().then((done) => { if (done) { refresh(); show(); } }));
 if (key()) byId("login").hidden = false;
+// Followed, the link would replace the hash, which names the view.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  byId("content").focus();
+});
 addEventListener("hashchange", show);
 show();
 refresh();
