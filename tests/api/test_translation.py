@@ -579,6 +579,19 @@ def test_arguments_of_a_call_are_an_object(arguments: str, wanted: dict[str, Any
     assert records[0]["message"]["tool_calls"][0]["function"]["arguments"] == wanted
 
 
+@pytest.mark.parametrize("omit", [False, True])
+def test_thinking_has_a_signature_since_some_clients_do_not_return_it_without_one(omit: bool) -> None:
+    events = MessageEvents("demo", omit_thinking=omit)
+    for source in (chunk(reasoning_content="hm"), chunk("Hi"), chunk(finish="stop")):
+        events.feed(msgspec.json.encode(source))
+    events.last_events()
+    assert events.result()["content"][0]["signature"]
+    message = {"role": "assistant", "content": events.result()["content"]}
+    request = {"model": "demo", "max_tokens": 9, "messages": [message]}
+    body = messages_body(msgspec.convert(request, Messages), CAPABLE_MODEL)
+    assert body["messages"] == [{"role": "assistant", "content": "Hi", "reasoning_content": "hm"}]
+
+
 def test_omitted_thinking_is_restored_from_its_signature() -> None:
     events = MessageEvents("demo", omit_thinking=True)
     inputs = [chunk(reasoning_content="h"), chunk(reasoning_content="m"), chunk("Hi"), chunk(finish="stop")]
@@ -881,7 +894,11 @@ def test_a_too_long_prompt_has_the_error_that_agents_recognize() -> None:
     openai = refusal_object(Dialect.OPENAI, refusal)["error"]
     assert openai["code"] == "context_length_exceeded" and openai["message"] == message
     anthropic = refusal_object(Dialect.ANTHROPIC, refusal)["error"]
-    assert anthropic == {"type": "invalid_request_error", "message": f"prompt is too long: {message}"}
+    wanted = "prompt is too long: 4301 tokens > 4096 maximum"
+    assert anthropic == {"type": "invalid_request_error", "message": wanted}
+    explained = Refusal(Fault.ENGINE, f"{message}; no machine has more. The setting is x", status=400)
+    error = refusal_object(Dialect.ANTHROPIC, explained)["error"]
+    assert error["message"] == f"{wanted}; no machine has more. The setting is x"
     assert refusal_object(Dialect.OLLAMA, refusal) == {"error": message}
     other = refusal_object(Dialect.OPENAI, Refusal(Fault.ENGINE, "no such thing", status=400))
     assert other["error"]["code"] is None

@@ -151,10 +151,12 @@ class MessageEvents(EventTranslator):
             except UNDECODABLE:
                 # Cut off by max_tokens: a stream can deliver the truncated JSON, a whole message can't.
                 block["input"] = {}
-        elif block["type"] == "thinking" and self._omits:
-            block["signature"] = sealed(text)
+        elif block["type"] == "thinking":
+            # Some clients return thinking without a signature as text.
+            block["signature"] = sealed(text if self._omits else "")
+            block["thinking"] = "" if self._omits else text
         else:
-            block[block["type"]] = text
+            block["text"] = text
         end = {"type": "content_block_stop", "index": len(self._blocks) - 1}
         if block["type"] != "thinking":
             return [end]

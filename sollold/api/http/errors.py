@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Any
 
@@ -40,6 +41,12 @@ _TYPES = {
 }
 """Types of errors by status. All others below 500 are an ``invalid_request_error``."""
 _ANTHROPIC_TYPES = {**_TYPES, 413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
+
+_LLAMA_TOO_LONG = re.compile(
+    r"request \((\d+) tokens\) exceeds the available context size \((\d+) tokens\)(, try increasing it)?"
+)
+_ANTHROPIC_TOO_LONG = r"\1 tokens > \2 maximum"
+"""Claude Code reads from these numbers how much it must remove."""
 
 _ANTHROPIC_DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
 """Invalid field → details of the error, by which Anthropic's clients recognize what to do without it."""
@@ -98,7 +105,7 @@ def refusal_object(dialect: Dialect, refusal: Refusal, request: str = "") -> dic
     if refusal.fault is Fault.ENGINE and longest_input(message) is not None:
         code = "context_length_exceeded"
         if dialect is Dialect.ANTHROPIC:
-            message = f"prompt is too long: {message}"
+            message = f"prompt is too long: {_LLAMA_TOO_LONG.sub(_ANTHROPIC_TOO_LONG, message)}"
     return error_object(dialect, status_of(refusal), message, code, refusal.field, request)
 
 
