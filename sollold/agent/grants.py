@@ -363,10 +363,10 @@ class GrantManager:
 
     def _worker_exited(self, deployment: str, worker: Worker) -> None:
         if self.ledger.live(deployment):
-            code = worker.process.exited.result()
-            reason = exit_reason(code, worker.process.last_lines())
+            code, lines = worker.process.exited.result(), worker.process.last_lines()
+            reason = exit_reason(code, lines)
             log.warning("the worker of %s exited: %s", deployment, reason, extra={"deployment": deployment})
-            lost = Lost(deployment, f"a worker exited: {reason}", crashed(code))
+            lost = Lost(deployment, f"a worker exited: {reason}", crashed(code, lines))
             reporting = asyncio.create_task(self._report_loss(self.ledger.head_of(deployment), lost))
             self._reports.add(reporting)
             reporting.add_done_callback(self._reports.discard)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sollold.cluster.gossip.record import Record, State
 from sollold.control.cluster_findings import SAME_VERSION, membership, network, offline_nodes, same_names
 from sollold.control.finding import Facts, Finding, Grade
-from sollold.engines.llamacpp.exit_reason import KILLED, OUT_OF_MEMORY
+from sollold.engines.llamacpp.exit_reason import lacked_memory
 from sollold.leader.pinned import LostModel
 from sollold.machine.device import Kind
 from sollold.machine.external_worker import ExternalState
@@ -129,7 +129,7 @@ def _failed(live: Sequence[Record]) -> list[Finding]:
             found.append(Finding(Grade.NOTICE, f"{text}. It runs again, on {ready[model]}"))
         else:
             logs = f"`sollold logs {shlex.quote(model)}` shows the engine's last log lines"
-            fix = f"{_MORE_ROOM}; {logs}" if OUT_OF_MEMORY in reason or KILLED in reason else logs
+            fix = f"{_MORE_ROOM}; {logs}" if lacked_memory(reason) else logs
             found.append(Finding(Grade.PROBLEM, text, fix))
     return found
 

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from sollold.cluster.net.view import View
+from sollold.engines.llamacpp.exit_reason import lacked_memory
 from sollold.errors import Fault, Refusal, bad_request
 from sollold.facts import dataclass
 from sollold.serving.protocol import StreamError, Trial
@@ -126,8 +127,9 @@ class EngineDeaths:
         self.suspect |= error.suspect
         self.trial = error.trial or self.trial
         if error.taken:
-            # A stream would have delivered an event if all had been well. Otherwise only a crash counts.
-            counts = self._ask.stream or self._ask.embedding
+            # A stream would have delivered an event if all had been well. Otherwise only a crash or a lack of
+            # memory counts.
+            counts = self._ask.stream or self._ask.embedding or lacked_memory(error.message)
             self._deaths.append(_Death(endpoint, str(error), counts=counts))
 
     def add_crash(self, reason: str) -> None:
@@ -153,16 +155,24 @@ class EngineDeaths:
         if not self._deaths:
             return
         for death in self._deaths:
-            death.counts = death.counts or self._crashed(death.endpoint)
+            death.counts = death.counts or self._failed(death.endpoint)
         counted = [death for death in self._deaths if death.counts]
         if len(counted) > (_MAX_EMBEDDING_RETRIES if self._ask.embedding else _MAX_RETRIES):
+            why = counted[-1].why
+            advice = "Something in the request may make them fail; change the request"
+            if lacked_memory(why):
+                advice = (
+                    "The request may need more memory than these engines have; shorten it, or load the model "
+                    "for fewer requests or a smaller context"
+                )
             raise Refusal(
                 Fault.INTERRUPTED,
-                f"{len(counted)} engines failed one after another with this request, last: "
-                f"{counted[-1].why}. Something in the request may make them fail; change the request",
+                f"{len(counted)} engines failed one after another with this request, last: {why}. {advice}",
             )
 
-    def _crashed(self, endpoint: tuple[str, str]) -> bool:
-        """Whether, according to the current record, a process of the endpoint crashed."""
+    def _failed(self, endpoint: tuple[str, str]) -> bool:
+        """Whether, according to the current record, a process of the endpoint crashed or lacked memory."""
         record = self._view.record(endpoint[0])
-        return record is not None and any(e.id == endpoint[1] and e.crashed for e in record.endpoints)
+        return record is not None and any(
+            e.id == endpoint[1] and (e.crashed or lacked_memory(e.reason)) for e in record.endpoints
+        )

@@ -422,9 +422,10 @@ def test_exit_reasons(code: int, lines: list[str], words: str) -> None:
     assert words in exit_reason(code, lines)
 
 
-def test_sigbus_does_not_count_as_a_crash() -> None:
-    assert crashed(-signal.SIGSEGV) and crashed(-signal.SIGABRT) and crashed(1)
-    assert not crashed(-signal.SIGBUS)
+def test_what_no_request_causes_does_not_count_as_a_crash() -> None:
+    assert crashed(-signal.SIGSEGV, []) and crashed(-signal.SIGABRT, ["GGML_ASSERT(x)"]) and crashed(1, [])
+    assert not crashed(-signal.SIGBUS, []) and not crashed(-signal.SIGKILL, [])
+    assert not crashed(-signal.SIGABRT, ["terminate called", "  what():  Resource temporarily unavailable"])
 
 
 async def test_an_engine_that_is_stopped_twice_gives_back_its_port_once(folder: Path) -> None:

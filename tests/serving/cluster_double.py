@@ -97,7 +97,11 @@ class FakeEngines(Engines):
 
     def crash(self, id: str, reason: str = "it was terminated by SIGSEGV") -> None:
         """Report that the engine of deployment ``id`` crashed."""
-        ended: dict[str, Any] = {"state": State.FAILED, "crashed": True, "reason": reason}
+        self.end(id, reason, crashed=True)
+
+    def end(self, id: str, reason: str, *, crashed: bool = False) -> None:
+        """Report that the engine of deployment ``id`` ended by itself."""
+        ended: dict[str, Any] = {"state": State.FAILED, "crashed": crashed, "reason": reason}
         endpoints = [
             replace(candidate, **ended) if candidate.id == id else candidate
             for candidate in self._view.me.endpoints

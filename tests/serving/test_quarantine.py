@@ -13,6 +13,7 @@ import pytest
 from sollold.cluster.gossip.record import Backend
 from sollold.cluster.net.http_connection import HttpConnection
 from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp.exit_reason import KILLED
 from sollold.errors import Fault, Refusal
 from sollold.machine.device import Device, Kind
 from sollold.models.gguf import demo_model
@@ -230,6 +231,25 @@ async def test_a_crash_for_lack_of_memory_is_not_blamed_on_the_request(cluster: 
     await until(lambda: first.deaths == 1)
     cluster.nodes[2].engines.serve("d3", second)
     assert text_of(await asking) == TEXT
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_request_for_which_every_engine_runs_out_of_memory_ends_with_a_message_about_memory(
+    cluster: Cluster, stream: bool
+) -> None:
+    a, *nodes = [await cluster.node(name) for name in "abcdef"]
+    reciters = [await cluster.reciter() for _ in nodes]
+    for index, (node, reciter) in enumerate(zip(nodes, reciters, strict=True)):
+        node.engines.serve(f"d{index}", reciter, slots=8)
+        reciter.poison = "deadly"
+
+        def kill(node: Node = node, id: str = f"d{index}") -> None:
+            asyncio.get_running_loop().call_later(0.05, node.engines.end, id, KILLED)
+
+        reciter.on_death = kill
+    with pytest.raises(Refusal, match=r"killed.* more memory than these engines have"):
+        await asyncio.wait_for(fetch(a, stream=stream, prompt_note="deadly"), 10)
+    assert sum(reciter.deaths for reciter in reciters) == 4
 
 
 CRASH = "llama runner process has terminated: signal: segmentation fault (core dumped)"

@@ -81,11 +81,18 @@ def draft_was_refused(lines: Sequence[str]) -> bool:
     return any(re.search("failed to (?:load draft model|create MTP context)", line) for line in lines)
 
 
-def crashed(code: int) -> bool:
-    """Return whether a process with this exit code crashed by itself or because of a request: it was neither
-    stopped nor killed, and no mapped file was truncated."""
+def crashed(code: int, lines: Sequence[str]) -> bool:
+    """Return whether a process with this exit code and last output crashed by itself or because of a request:
+    it was neither stopped nor killed, no mapped file was truncated, and it could start its threads."""
     intended = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return code not in (0, -signal.SIGBUS, *(-number for number in intended))
+    stopped = code in (0, -signal.SIGBUS, *(-number for number in intended))
+    return not stopped and not any(_THREADS.search(line) for line in lines)
+
+
+def lacked_memory(reason: str) -> bool:
+    """Return whether a process ran out of memory, or was killed, which is probably the same; ``reason``: a
+    text that contains its `exit_reason`."""
+    return OUT_OF_MEMORY in reason or KILLED in reason
 
 
 def worker_was_lost(lines: Sequence[str]) -> bool:

@@ -225,7 +225,7 @@ class Head:
             f"llama-server: {why}",
             port=port_was_taken(lines),
             worker=worker,
-            crashed=crashed(code) and not worker,
+            crashed=crashed(code, lines) and not worker,
             projector=projector_was_refused(lines),
             draft=draft_was_refused(lines),
         )
