@@ -40,6 +40,8 @@ class Model:
         vocabulary: count and hash of its tokens (`sollold.models.gguf.vocabulary`); empty: unknown.
         unusable: why it can't be run, as a sentence with what to do about it; empty when it can.
         named: whether a user gave it this name, so that no registry's model of that name replaces it.
+        version: identifies the version that was pulled from Hugging Face's hub or Ollama's registry, as
+            `sollold.models.transfer.hub_pull.version_of` or a manifest digest does; other text if unknown.
         only_ollama: why stock llama.cpp can't read it though Ollama can; empty when it can.
     """
 
@@ -71,3 +73,4 @@ class Model:
     manifest: str = ""
     vocabulary: str = ""
     named: bool = False
+    version: str = ""

@@ -11,6 +11,7 @@ from sollold.control.ollama_relay import OllamaRelay
 from sollold.engines.ollama.created_models import CreatedModels
 from sollold.engines.ollama.service import LocalOllama
 from sollold.models.model import Model
+from sollold.models.stores.folders import CARD
 from tests.doubles import until
 from tests.models.hub_double import HubDouble
 from tests.models.pulling import Node, ThreeNodes, big, sole
@@ -276,11 +277,31 @@ async def test_a_copy_from_another_node_is_updated_though_the_newer_version_has_
         await b.library.lists.refresh("a")
         await b.pull(HUB_NAME)
         requests = len(hub.ranges)
-        assert (await b.pull(HUB_NAME))[-1] == {"status": "success"}
+        assert await b.pull(HUB_NAME) == [{"status": "pulling manifest"}, {"status": "success"}]
         assert len(hub.ranges) == requests
         hub.files["Tiny-Q4_K_M.gguf"] = second
         assert (await b.pull(HUB_NAME))[-1] == {"status": "success"}
         assert sole(b.catalogue.own).read_bytes() == second
+    finally:
+        await hub.close()
+
+
+async def test_a_copy_without_a_known_version_is_compared_with_the_hub_only_once(
+    three: ThreeNodes, tmp_path: Path
+) -> None:
+    a, *_ = three.nodes
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q4_K_M.gguf": big(tmp_path / "1.gguf").read_bytes()})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await three.start()
+        await a.pull(HUB_NAME)
+        card = sole(a.catalogue.own).with_name(CARD)
+        card.write_bytes(card.read_bytes().replace(a.catalogue.models[0].version.encode(), b"0" * 64))
+        await a.catalogue.refresh()
+        requests = len(hub.ranges)
+        assert {"status": "verifying sha256 digest"} in await a.pull(HUB_NAME)
+        assert await a.pull(HUB_NAME) == [{"status": "pulling manifest"}, {"status": "success"}]
+        assert len(hub.ranges) == requests
     finally:
         await hub.close()
 

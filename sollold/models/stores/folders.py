@@ -134,6 +134,8 @@ def _from_card(model: ShardedFile, card: Model, fault: str) -> FoundModel:
         license=card.license,
         manifest=card.manifest,
         named=card.named,
+        # A download from the internet is identified by its version.
+        version=card.version or card.digest,
         unusable=fault,
     )
 

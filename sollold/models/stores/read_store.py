@@ -98,6 +98,7 @@ class Reader:
             only_ollama=facts.only_ollama,
             manifest=found.manifest,
             named=found.named,
+            version=found.version,
         )
 
     def _attachment_fault(self, found: FoundModel, used: set[str]) -> str:
@@ -176,6 +177,7 @@ def _without_facts(found: FoundModel) -> Model:
         only_ollama=reason,
         manifest=found.manifest,
         named=found.named,
+        version=found.version,
     )
 
 

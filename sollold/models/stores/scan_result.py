@@ -67,6 +67,7 @@ class FoundModel:
     capabilities: tuple[str, ...] = ()
     unusable: str = ""
     named: bool = False
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from sollold.models.model import Model
 from sollold.models.names import Name
-from sollold.models.stores.folders import read_card
-from sollold.models.stores.threads import in_stoppable_thread, in_thread
+from sollold.models.stores.catalogue import Catalogue
+from sollold.models.stores.folders import CARD, read_card
+from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.fetch_files import Download
-from sollold.models.transfer.file_digest import sha256_between
 from sollold.models.transfer.huggingface_hub import Hub
 from sollold.models.transfer.partial_file import Item
 from sollold.models.transfer.peer_source import paths_of
 from sollold.models.transfer.pull_progress import Say
-from sollold.models.transfer.verify import check_items
+from sollold.models.transfer.verify import check_items, have_content
+from sollold.settings.state_file import write_whole
+
+
+def version_of(name: Name, items: tuple[Item, ...]) -> str:
+    """Return what identifies a version on the hub, the same for all tags that refer to these files."""
+    repository = f"{name.namespace}/{name.model}".lower()
+    return hashlib.sha256(repr((repository, items)).encode()).hexdigest()
 
 
 async def hub_download(
-    hub: Hub, name: Name, present: Model | None, threads: Executor, say: Say
+    hub: Hub, name: Name, present: Model | None, catalogue: Catalogue, threads: Executor, say: Say
 ) -> Download | None:
     """Return the download of a model's version on the hub; None if ``present`` is that version.
 
@@ -32,40 +41,22 @@ async def hub_download(
     """
     paths, items = await hub.items(name)
     check_items(items)
-    key = hashlib.sha256(repr((str(name), items)).encode()).hexdigest()
-    if present is not None and await _is_version(present, key, items, threads, say):
-        return None
+    key = version_of(name, items)
+    if present is not None:
+        if present.version == key:
+            return None
+        # A copy from a node of an earlier release does not know its version: the files are compared once.
+        if await have_content(paths_of(present), items, threads, say):
+            async with catalogue.changing:
+                await in_thread(threads, _remember, Path(present.files[0]).parent, key)
+            await catalogue.refresh()
+            return None
     model = Model(str(name), key, "own", (), sum(item.size for item in items), 0.0)
+
     return Download(model, items, key, [hub.source(name, paths)])
 
 
-async def _is_version(model: Model, key: str, items: tuple[Item, ...], threads: Executor, say: Say) -> bool:
-    """Return whether a pulled model is the version with this key.
-
-    The card of a copy from another node has the digest of the content instead: its files are compared.
-
-    Raises:
-        OSError: they can't be read.
-    """
-    card = await in_thread(threads, read_card, Path(model.files[0]).parent)
-    if card is not None and card.digest == key:
-        return True
-    paths = paths_of(model)
-    if len(paths) != len(items) or not await in_thread(threads, _have_sizes, paths, items):
-        return False
-    say("verifying sha256 digest")
-    stopped = threading.Event()
-    return await in_stoppable_thread(threads, stopped.set, _have_digests, paths, items, stopped)
-
-
-def _have_sizes(paths: tuple[str, ...], items: tuple[Item, ...]) -> bool:
-    return all(Path(path).stat().st_size == item.size for path, item in zip(paths, items, strict=True))
-
-
-def _have_digests(paths: tuple[str, ...], items: tuple[Item, ...], stopped: threading.Event) -> bool:
-    for path, item in zip(paths, items, strict=True):
-        with Path(path).open("rb", buffering=0) as file:
-            digest = sha256_between(file.fileno(), 0, item.size, stopped.is_set) if item.sha256 else ""
-        if digest != item.sha256:
-            return False
-    return True
+def _remember(folder: Path, version: str) -> None:
+    card = read_card(folder)
+    if card is not None:
+        write_whole(folder / CARD, msgspec.json.encode(replace(card, version=version)), durable=False)

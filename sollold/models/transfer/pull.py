@@ -311,7 +311,9 @@ class Puller:
         """
         try:
             if name.host.lower() in HOSTS:
-                return await hub_download(Hub(self._internet), name, present, self._threads, pull.say)
+                return await hub_download(
+                    Hub(self._internet), name, present, self._catalogue, self._threads, pull.say
+                )
             if name.host.lower() == HOST:
                 return await registry_download(self._registry, name, present)
         except GgufError as error:
