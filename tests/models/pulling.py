@@ -106,6 +106,12 @@ def sole(folder: Path) -> Path:
     return path
 
 
+def stored_once(node: Node) -> bool:
+    """Whether the two models of a node have the same file on its disk."""
+    first, second = node.catalogue.models
+    return Path(first.files[0]).samefile(second.files[0])
+
+
 def unfinished(node: Node) -> list[Path]:
     """The files of incomplete transfers."""
     return [path for path in node.catalogue.own.rglob("*.gguf") if ".parts" in path.parts]

@@ -12,7 +12,7 @@ from aiohttp import web
 from sollold.control.local_models import NameOverrides
 from sollold.models.transfer.pull_progress import PullError
 from tests.models.hub_double import HubDouble
-from tests.models.pulling import Node, ThreeNodes, big, sole
+from tests.models.pulling import Node, ThreeNodes, big, sole, stored_once
 from tests.models.registry_double import RegistryDouble
 
 NAME = "hf.co/org/Tiny-GGUF:Q4_K_M"
@@ -128,5 +128,6 @@ async def test_two_names_of_one_manifest_are_pulled_at_once(three: ThreeNodes, t
             ("tiny:1b", ""),
             ("tiny:latest", ""),
         ]
+        assert stored_once(a)
     finally:
         await registry.close()

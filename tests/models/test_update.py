@@ -14,7 +14,7 @@ from sollold.models.model import Model
 from sollold.models.stores.folders import CARD
 from tests.doubles import until
 from tests.models.hub_double import HubDouble
-from tests.models.pulling import Node, ThreeNodes, big, sole
+from tests.models.pulling import Node, ThreeNodes, big, sole, stored_once
 from tests.models.registry_double import RegistryDouble
 from tests.models.stores import OllamaStore, hub_file, hub_repository
 from tests.ollama_standin import Known, Standin
@@ -282,6 +282,28 @@ async def test_a_copy_from_another_node_is_updated_though_the_newer_version_has_
         hub.files["Tiny-Q4_K_M.gguf"] = second
         assert (await b.pull(HUB_NAME))[-1] == {"status": "success"}
         assert sole(b.catalogue.own).read_bytes() == second
+    finally:
+        await hub.close()
+
+
+async def test_two_tags_of_the_same_files_are_stored_once(three: ThreeNodes, tmp_path: Path) -> None:
+    a, *_ = three.nodes
+    files = {"Tiny-Q4_K_M.gguf": big(tmp_path / "1.gguf").read_bytes()}
+    hub = HubDouble("org/Tiny-GGUF", files)
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await three.start()
+        await a.pull(HUB_NAME)
+        requests = len(hub.ranges)
+        assert (await a.pull("hf.co/org/Tiny-GGUF"))[-1] == {"status": "success"}
+        assert len(hub.ranges) == requests
+        assert stored_once(a)
+        files["Tiny-Q4_K_M.gguf"] = big(tmp_path / "2.gguf", seed=2).read_bytes()
+        await a.pull(HUB_NAME)
+        await a.pull("hf.co/org/Tiny-GGUF")
+        assert stored_once(a)
+        left = {path.read_bytes() for path in a.catalogue.own.glob("*/*.gguf")}
+        assert left == {files["Tiny-Q4_K_M.gguf"]}
     finally:
         await hub.close()
 

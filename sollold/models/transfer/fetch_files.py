@@ -20,9 +20,10 @@ from sollold.models.stores.threads import in_stoppable_thread, in_thread
 from sollold.models.transfer.download import BlockingSource, CheckLost, Downloader, Source
 from sollold.models.transfer.part_check import PartCheck
 from sollold.models.transfer.partial_file import Item, PartialFile, PartialFileError, slug
+from sollold.models.transfer.peer_source import paths_of
 from sollold.models.transfer.pull_progress import Say
 from sollold.models.transfer.rate_limit import RateLimit
-from sollold.models.transfer.verify import adapters_in, fault_of
+from sollold.models.transfer.verify import adapters_in, fault_of, have_content
 
 log = logging.getLogger("sollold.models")
 
@@ -63,10 +64,13 @@ async def download(
         OSError: a file operation failed.
     """
 
+    before = catalogue.get(job.model.name)
+    if await _link(job, before, catalogue, threads, say):
+        return
+
     def check(folder: Path) -> str:
         return fault_of(folder, job.items, job.content)
 
-    before = catalogue.get(job.model.name)
     partial = PartialFile(catalogue.own, job.key[:32], job.items, model=job.model.name)
     try:
         await in_thread(threads, partial.open)
@@ -78,6 +82,34 @@ async def download(
             await _settle(job, partial, before, catalogue, threads)
     finally:
         partial.close()
+
+
+async def _link(
+    job: Download, before: Model | None, catalogue: Catalogue, threads: Executor, say: Say
+) -> bool:
+    """Return whether the files of another name of the same version, pulled earlier, were linked to this one.
+
+    Raises:
+        As `_settle`.
+    """
+    present = (model for model in catalogue.models if model.source == "own" and not model.unusable)
+    twin = next((model for model in present if model.version == job.key and model.files), None)
+    if twin is None or Path(twin.files[0]).parent == job.replaces:
+        return False
+    # Not the folder of the download itself, which may be resumed: that would write to the linked files.
+    key = hashlib.sha256(f"link {job.key}".encode()).hexdigest()[:32]
+    partial = PartialFile(catalogue.own, key, job.items)
+    try:
+        if not await have_content(paths_of(twin), job.items, threads, say):
+            return False
+        await in_thread(threads, partial.link, paths_of(twin))
+    except OSError as error:
+        log.info("%s is downloaded though %s has the same files: %s", job.model.name, twin.name, error)
+        return False
+    say("writing manifest")
+    async with catalogue.changing:
+        await _settle(job, partial, before, catalogue, threads)
+    return True
 
 
 async def _settle(

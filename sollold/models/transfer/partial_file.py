@@ -192,6 +192,18 @@ class PartialFile:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise PartialFileError(f"{fault}; the download was discarded, pull it again")
 
+    def link(self, paths: tuple[str, ...]) -> None:
+        """Fill the folder with hard links to complete files instead of a download; then only `settle` it.
+
+        Raises:
+            OSError: the file system has no hard links, or does not allow one to these files.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for item, path in zip(self.items, paths, strict=True):
+            link = self.folder / item.name
+            link.unlink(missing_ok=True)
+            link.hardlink_to(Path(path).resolve())
+
     def settle(self, name: str, small_files: dict[str, bytes], replaces: Path | None = None) -> Path:
         """Move all files into place under ``name`` at once, with ``small_files`` (name → content).
 
