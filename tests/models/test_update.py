@@ -286,6 +286,49 @@ async def test_a_copy_from_another_node_is_updated_though_the_newer_version_has_
         await hub.close()
 
 
+@pytest.mark.parametrize("same_size", [True, False])
+async def test_the_first_pull_gets_the_newest_version_though_a_node_has_an_older_one(
+    three: ThreeNodes, tmp_path: Path, same_size: bool
+) -> None:
+    a, b, _ = three.nodes
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q4_K_M.gguf": big(tmp_path / "1.gguf").read_bytes()})
+    a.environ["HF_ENDPOINT"] = b.environ["HF_ENDPOINT"] = await hub.start()
+    changed = {} if same_size else {"general.description": "corrected"}
+    newest = big(tmp_path / "2.gguf", seed=2, metadata=changed).read_bytes()
+    try:
+        await three.start()
+        await a.pull(HUB_NAME)
+        await b.library.lists.refresh("a")
+        hub.files["Tiny-Q4_K_M.gguf"] = newest
+        statuses = [line["status"] for line in await b.pull(HUB_NAME)]
+        assert sole(b.catalogue.own).read_bytes() == newest
+        assert "node a still has the older version: delete it there and pull it again" in statuses
+    finally:
+        await hub.close()
+
+
+async def test_a_copy_of_the_newest_version_comes_from_a_node_also_without_internet(
+    three: ThreeNodes, tmp_path: Path
+) -> None:
+    a, b, c = three.nodes
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q4_K_M.gguf": big(tmp_path / "1.gguf").read_bytes()})
+    for node in three.nodes:
+        node.environ["HF_ENDPOINT"] = await hub.start() if node is a else a.environ["HF_ENDPOINT"]
+    try:
+        await three.start()
+        await a.pull(HUB_NAME)
+        for node in (b, c):
+            await node.library.lists.refresh("a")
+        requests = len(hub.ranges)
+        assert (await b.pull(HUB_NAME))[-1] == {"status": "success"}
+        assert len(hub.ranges) == requests
+    finally:
+        await hub.close()
+    statuses = [line["status"] for line in await c.pull(HUB_NAME)]
+    assert statuses[-1] == "success"
+    assert any(status.startswith("it is unknown whether there is a newer version") for status in statuses)
+
+
 async def test_two_tags_of_the_same_files_are_stored_once(three: ThreeNodes, tmp_path: Path) -> None:
     a, *_ = three.nodes
     files = {"Tiny-Q4_K_M.gguf": big(tmp_path / "1.gguf").read_bytes()}

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 import aiohttp
@@ -34,11 +33,12 @@ from sollold.models.transfer.fetch_files import Download, download
 from sollold.models.transfer.hub_pull import hub_download
 from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
 from sollold.models.transfer.internet import Internet
+from sollold.models.transfer.newest import Age, age_of
 from sollold.models.transfer.node_pull import node_download
 from sollold.models.transfer.ollama_pull import pull_through_ollama
 from sollold.models.transfer.ollama_registry import OllamaRegistry
 from sollold.models.transfer.partial_file import PartialFileError
-from sollold.models.transfer.pull_progress import Progress, PullError
+from sollold.models.transfer.pull_progress import Progress, PullError, RunningPull
 from sollold.models.transfer.rate_limit import RateLimit
 from sollold.models.transfer.registry_pull import registry_download
 from sollold.models.transfer.socket_source import DirectSource
@@ -54,27 +54,6 @@ _REPEAT_SECONDS = 30.0
 pull that its caller has left is cancelled. Verifying a large model is silent for longer than they wait."""
 _THREADS = 16
 """Number of threads for all pulls together; if they are busy, only pulls wait."""
-
-
-class _Pull:
-    """One pull under way, watched by any number of callers; it is cancelled when the last of them leaves."""
-
-    def __init__(self) -> None:
-        self.nodes_only = True
-        """Whether all watchers want it from nodes only."""
-        self.insecure = False
-        self.lines: dict[str, Progress] = {}
-        self.changed = asyncio.Event()
-        self.watchers = 0
-        self.left = False
-        """Whether all watchers have left, so that it is being cancelled."""
-        self.ended = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
-
-    def say(self, status: str, **more: Any) -> None:
-        """Report a line of progress; it replaces an earlier one with the same digest or status."""
-        self.lines[str(more.get("digest", status))] = {"status": status, **more}
-        self.changed.set()
 
 
 class Puller:
@@ -114,7 +93,7 @@ class Puller:
         name_of = (lambda id: f"node {id}") if reach is None else reach.name
         self._updates = ModelUpdates(library.lists, calls, node, name_of)
         self._threads = _new_threads()
-        self._pulls: dict[str, _Pull] = {}
+        self._pulls: dict[str, RunningPull] = {}
         self._transfers = WeakValueDictionary[str, asyncio.Lock]()
         """Key of a download → held during it."""
         self._session: aiohttp.ClientSession | None = None
@@ -194,14 +173,14 @@ class Puller:
                     if self._pulls.get(key) is pull:
                         del self._pulls[key]
 
-    async def _pull_of(self, key: str, name: str) -> _Pull:
+    async def _pull_of(self, key: str, name: str) -> RunningPull:
         """Return the pull of a model that is under way, else a new one."""
         while (pull := self._pulls.get(key)) is not None and pull.left:
             # Its threads may still be writing to the files that the next pull resumes.
             await pull.ended.wait()
         # A finished pull belongs to a caller that reads slowly; its result may be outdated.
         if pull is None or pull.task is None or pull.task.done():
-            pull = self._pulls[key] = _Pull()
+            pull = self._pulls[key] = RunningPull()
             pull.task = asyncio.create_task(self._run(pull, name), name=f"pull {name}")
             pull.task.add_done_callback(retrieve_error)
         return pull
@@ -215,7 +194,7 @@ class Puller:
             if model.files and not model.unusable
         )
 
-    async def _run(self, pull: _Pull, name: str) -> None:
+    async def _run(self, pull: RunningPull, name: str) -> None:
         pull.say("pulling manifest")
         try:
             await self._get(pull, name)
@@ -227,7 +206,7 @@ class Puller:
             raise PullError(_write_failure(self._catalogue.own, error)) from None
         pull.say("success")
 
-    async def _get(self, pull: _Pull, name: str) -> None:
+    async def _get(self, pull: RunningPull, name: str) -> None:
         parsed = parse(name)
         if not pull.nodes_only and self._ollama_url() and self._ollama_has(canonical(name)):
             copies = (model for model in self._own_models(parsed) if model.source == "ollama")
@@ -244,10 +223,22 @@ class Puller:
             if not pull.nodes_only and own is not None and own.files and own.source != "own":
                 pull.say(f"the present version stays: {_place_of(own)} is not changed by a pull")
             return
+        age = Age.NEWEST
+        if holders and not pull.nodes_only:
+            age = await self._age_of(pull, parsed, holders[0][1])
+        if age is Age.OLDER:
+            try:
+                await self._from_outside(pull, name, "")
+                self._updates.report_others(holders[0][1], pull.say)
+                return
+            except (PullError, HubError, SourceError) as error:
+                pull.say(f"the newest version can't be fetched ({error}): another node's copy is used")
         failure = ""
         if holders:
             try:
                 await self._from_nodes(pull, holders)
+                if age is Age.UNCLEAR and (copy := self._catalogue.get(canonical(name))):
+                    await self._update(pull, copy)
                 return
             except (PeerError, SourceError) as error:
                 log.info("%s can't be fetched from another node: %s", name, error)
@@ -258,7 +249,14 @@ class Puller:
             raise PullError(f"no node of the cluster has {name} any more", missing=True)
         await self._from_outside(pull, name, failure)
 
-    async def _from_outside(self, pull: _Pull, name: str, failure: str) -> None:
+    async def _age_of(self, pull: RunningPull, name: Name, model: Model) -> Age:
+        try:
+            return await age_of(self._internet, self._registry, name, model)
+        except HubError as error:
+            pull.say(f"it is unknown whether there is a newer version ({error}): another node's copy is used")
+            return Age.NEWEST
+
+    async def _from_outside(self, pull: RunningPull, name: str, failure: str) -> None:
         """Fetch a model by the local Ollama, else from the hub or Ollama's registry.
 
         ``failure``: why it could not be fetched from the nodes that have it; empty: none has it.
@@ -301,7 +299,7 @@ class Puller:
             missing=missing,
         )
 
-    async def _on_internet(self, pull: _Pull, name: Name, present: Model | None) -> Download | None:
+    async def _on_internet(self, pull: RunningPull, name: Name, present: Model | None) -> Download | None:
         """Return the download of a model from the hub or Ollama's registry.
 
         None if ``present`` is up to date, or the name is of neither.
@@ -320,17 +318,17 @@ class Puller:
             raise HubError(f"the header of {name} can't be read: {error.reason}") from None
         return None
 
-    async def _through_ollama(self, pull: _Pull, name: str) -> None:
+    async def _through_ollama(self, pull: RunningPull, name: str) -> None:
         await pull_through_ollama(self._http(), self._ollama_url(), name, pull.say, insecure=pull.insecure)
 
-    async def _from_nodes(self, pull: _Pull, holders: tuple[tuple[str, Model], ...]) -> None:
+    async def _from_nodes(self, pull: RunningPull, holders: tuple[tuple[str, Model], ...]) -> None:
         digest = holders[0][1].digest
         # Another name of the same content may be pulled too: its partial download is the same folder.
         async with self._transfers.setdefault(digest, asyncio.Lock()):
             if self._node not in self._library.nodes_with(digest):
                 await self._download(pull, await node_download(holders, self._calls, self._reach, self._pace))
 
-    async def _update(self, pull: _Pull, present: Model) -> None:
+    async def _update(self, pull: RunningPull, present: Model) -> None:
         """Replace a model in the folder for pulled models by its newest version."""
         folder = Path(present.files[0]).parent
         if folder.parent != self._catalogue.own:
@@ -353,12 +351,12 @@ class Puller:
             await self._download_alone(pull, replace(job, replaces=folder, card=card))
         self._updates.report_others(present, pull.say)
 
-    async def _download_alone(self, pull: _Pull, job: Download) -> None:
+    async def _download_alone(self, pull: RunningPull, job: Download) -> None:
         """Download once others of the same content have ended: they use the same partial download."""
         async with self._transfers.setdefault(job.key, asyncio.Lock()):
             await self._download(pull, job)
 
-    async def _download(self, pull: _Pull, job: Download) -> None:
+    async def _download(self, pull: RunningPull, job: Download) -> None:
         try:
             await download(job, self._catalogue, self._calls, self._pace, self._threads, pull.say)
         finally:
