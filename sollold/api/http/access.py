@@ -8,13 +8,12 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.http.client_address import ClientAddress, Network, address_of
-from sollold.api.http.exchange import exchange_of
+from sollold.api.http.exchange import Exchange, exchange_of
 from sollold.control.keys import PREFIX as KEY_PREFIX
 from sollold.control.keys import Key, Keys, Scope
 from sollold.control.member_pass import PREFIX as PASS_PREFIX
 from sollold.control.member_pass import MemberPasses
 from sollold.errors import bad_request
-from sollold.facts import dataclass
 
 PUBLIC = frozenset({"/", "/health", "/ready", "/openapi.json", "/web/{file}"})
 """Routes that need no key: they reveal nothing of models or people, and browsers load pages without a key."""
@@ -88,20 +87,16 @@ class Client(msgspec.Struct, frozen=True):
         """Identity for fair queueing: the key, else the address."""
         return f"key:{self.key.id}" if self.key is not None else self.address
 
+    def may(self, needed: Scope) -> bool:
+        """Whether it has the scope ``needed``."""
+        return self.scope is not None and self.scope.includes(needed)
+
     @property
     def name(self) -> str:
         """Name for logs and metrics: the key's, else ``local``, ``member`` or empty."""
         if self.key is not None:
             return self.key.name
         return "local" if self.local else "member" if self.member else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Denied:
-    """Why a request is refused: 401 if a key would help, 403 if the presented one does not suffice."""
-
-    status: int
-    message: str
 
 
 class Access:
@@ -124,15 +119,27 @@ class Access:
         """Whether other machines may use models and read without a key."""
         return self.mode == "open" or (not self.mode and (self._keys is None or not self._keys.made))
 
-    async def admit(self, request: web.Request, peer: ClientAddress) -> Denied | None:
-        """Note the client of ``request``, which comes from ``peer``; return why it is refused, or None."""
-        exchange = exchange_of(request)
+    async def admit(self, request: web.Request, exchange: Exchange, peer: ClientAddress) -> None:
+        """Note the client of ``request``, which comes from ``peer``, and check its scope.
+
+        Raises:
+            Refusal: BAD_REQUEST with status 401 if a key would help, 403 if the presented one does not
+                suffice.
+        """
         needed = scope_of(request.method, exchange.route)
-        client = await self._identify(request, peer)
-        if isinstance(client, Denied):
-            return client if needed is not None else None
-        exchange.client = client
-        return None if needed is None else _check_scope(request, client, needed)
+        client = exchange.client = await self._identify(request, peer)
+        if needed is None or (client is not None and client.may(needed)):
+            return
+        if client is None:
+            raise bad_request("the API key is not valid: it is unknown, expired or revoked", status=401)
+        if client.key is not None:
+            message = f"the API key {client.key.name!r} has the scope {client.key.scope}; this needs {needed}"
+            raise bad_request(message, status=403)
+        problem, hint = _key_problem(request), _KEY_HINT.format(needed)
+        action = "an API key is needed"
+        if client.scope is not None:
+            action = f"from another machine this needs an API key with the scope {needed}"
+        raise bad_request(f"{action}{problem}; {hint}", status=401)
 
     def valid(self, key: Key) -> bool:
         """Whether a key that was presented is still valid."""
@@ -146,8 +153,8 @@ class Access:
             return passes is not None and any(map(passes.from_live, _secrets(request)))
         return client.local or client.key is not None or self.open
 
-    async def _identify(self, request: web.Request, peer: ClientAddress) -> Client | Denied:
-        """Return the client that sent ``request``; `Denied` if its key is not valid."""
+    async def _identify(self, request: web.Request, peer: ClientAddress) -> Client | None:
+        """Return the client that sent ``request``; None if its key is not valid."""
         secrets, key = _secrets(request), None
         for secret in secrets:
             passes = self._passes if secret.startswith(PASS_PREFIX) else None
@@ -159,7 +166,7 @@ class Access:
         if key is not None:
             return Client(peer.address, key.scope, key)
         if any(secret.startswith((KEY_PREFIX, PASS_PREFIX)) for secret in secrets):
-            return Denied(401, "the API key is not valid: it is unknown, expired or revoked")
+            return None
         return Client(peer.address, Scope.INFER if self.open else None)
 
 
@@ -187,20 +194,6 @@ def client_of(request: web.Request) -> Client:
     return client
 
 
-def _check_scope(request: web.Request, client: Client, needed: Scope) -> Denied | None:
-    """Return why ``client``, who sent ``request``, lacks the scope ``needed``; None if it has it."""
-    if client.scope is not None and client.scope.includes(needed):
-        return None
-    if client.key is not None:
-        return Denied(
-            403, f"the API key {client.key.name!r} has the scope {client.key.scope}; this needs {needed}"
-        )
-    problem, hint = _key_problem(request), _KEY_HINT.format(needed)
-    if client.scope is None:
-        return Denied(401, f"an API key is needed{problem}; {hint}")
-    return Denied(401, f"from another machine this needs an API key with the scope {needed}{problem}; {hint}")
-
-
 _KEY_HINT = "`sollold key new NAME --scope {}` on a node creates one"
 
 
@@ -211,7 +204,7 @@ def require(request: web.Request, needed: Scope, action: str) -> None:
         Refusal: BAD_REQUEST with status 401 if a key would help, 403 if the presented one does not suffice.
     """
     client = client_of(request)
-    if client.scope is not None and client.scope.includes(needed):
+    if client.may(needed):
         return
     hint = _KEY_HINT.format(needed)
     message = f"{action} from another machine needs an API key with the scope {needed}; {hint}"

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from sollold import tracing
-from sollold.api.http.access import Access, Denied
+from sollold.api.http.access import Access
 from sollold.api.http.answer_budget import AnswerBudget
 from sollold.api.http.body import release_body
 from sollold.api.http.client_address import address_of
@@ -131,9 +131,7 @@ class Guard:
         ):
             return web.Response(status=204)
         try:
-            denied = await self.access.admit(request, peer)
-            if denied is not None:
-                return _denied(dialect, denied, exchange.id)
+            await self.access.admit(request, exchange, peer)
             key = exchange.client.key if exchange.client is not None else None
             if key is None or peer.local:
                 return await handler(request)
@@ -200,13 +198,6 @@ def _http_error(dialect: Dialect, error: web.HTTPException, request: str) -> web
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return json_response_of(dialect, 413, f"body too large: {error.text}", request)
     return json_response_of(dialect, error.status, error.text or error.reason, request)
-
-
-def _denied(dialect: Dialect, denied: Denied, request: str) -> web.Response:
-    response = json_response_of(dialect, denied.status, denied.message, request)
-    if denied.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
 
 
 def _cross_origin_refusal(request: web.Request, origins: Origins, hosts: Hosts, *, local: bool) -> str:
