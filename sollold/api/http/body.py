@@ -198,7 +198,7 @@ def _count(exchange: Exchange, size: int) -> None:
     budget, counted = exchange.budget, exchange.counted
     if budget is None or size <= counted:
         return
-    if not budget.reserve(size - counted, counted, _holder(exchange)):
+    if not budget.reserve(size - counted, counted, exchange.holder):
         message = "the bodies of running requests already use too much memory; try again later"
         raise Refusal(Fault.UNAVAILABLE, message, retry_after=_RETRY_SECONDS)
     exchange.counted = size
@@ -207,11 +207,5 @@ def _count(exchange: Exchange, size: int) -> None:
 def release_body(exchange: Exchange) -> None:
     """Return the body's bytes to the budget when the request has ended."""
     if exchange.budget is not None and exchange.counted:
-        exchange.budget.release(exchange.counted, _holder(exchange))
+        exchange.budget.release(exchange.counted, exchange.holder)
         exchange.counted = 0
-
-
-def _holder(exchange: Exchange) -> str:
-    """Return the client that the budget counts the body for; empty for programs on this machine."""
-    client = exchange.client
-    return "" if client is None or client.local else client.identity

@@ -48,6 +48,11 @@ class Exchange(msgspec.Struct):
     finished: FinishedRequest | None = None
     refused: str = ""
 
+    @property
+    def holder(self) -> str:
+        """The client whose bodies are limited together; empty for programs on this machine."""
+        return "" if self.client is None or self.client.local else self.client.identity
+
 
 _EXCHANGE = web.RequestKey("exchange", Exchange)
 

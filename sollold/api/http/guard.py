@@ -111,9 +111,7 @@ class Guard:
         """Count a large answer until it is sent; if too many wait to be read, return a refusal instead."""
         if not isinstance(response, web.Response) or not isinstance(response.body, bytes | bytearray):
             return response
-        client = exchange.client
-        holder = "" if client is None or client.local else client.identity
-        body = self.unread.counted(response.body, holder)
+        body = self.unread.counted(response.body, exchange.holder)
         if body is None:
             message = "the answers that clients have not read yet use too much memory; try again later"
             return refusal_response(dialect, Refusal(Fault.UNAVAILABLE, message), exchange.id)

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from aiohttp import web
 
+from sollold.api.http.exchange import exchange_of
 from sollold.control.activity import (
     TOKEN_BUCKETS,
     Activity,
@@ -164,11 +166,9 @@ class InflightRequests:
         self._all: dict[int, InflightRequest] = {}
 
     @contextlib.contextmanager
-    def answering(
-        self, ask: Ask, path: str, ended: Callable[[FinishedRequest], None]
-    ) -> Iterator[InflightRequest]:
-        """List a request for the duration of the block. Then it is counted and passed to ``ended``."""
-        entry = self.begin(ask, path)
+    def answering(self, request: web.Request, ask: Ask) -> Iterator[InflightRequest]:
+        """List a request for the duration of the block. Then it is counted, for its log line as well."""
+        entry = self.begin(ask, request.path)
         self._all[id(entry)] = entry
         try:
             yield entry
@@ -180,7 +180,7 @@ class InflightRequests:
             raise
         finally:
             del self._all[id(entry)]
-            ended(self.count(entry))
+            exchange_of(request).finished = self.count(entry)
 
     def begin(self, ask: Ask, path: str) -> InflightRequest:
         """Return a new request, which is not listed."""

@@ -8,7 +8,6 @@ in the stream. If the caller hangs up, its handler is cancelled: it leaves the q
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -19,13 +18,11 @@ from msgspec.structs import replace
 
 from sollold.api.http.encoder import Encoder
 from sollold.api.http.errors import Dialect, is_final, refusal_bytes, retry_after, status_of
-from sollold.api.http.exchange import exchange_of
 from sollold.api.http.inflight import InflightRequest, InflightRequests
 from sollold.api.http.key_watch import LAST_WORDS_SECONDS, revoked
 from sollold.api.http.routing_text import WARNING, header_text, routing_headers, sse_comment, waiting_text
 from sollold.cluster.net.pieces import PIECE
 from sollold.cluster.net.pour import Receiver
-from sollold.control.activity import FinishedRequest
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.serving.body_writer import BodyWriter, StreamedResponse
@@ -121,7 +118,7 @@ class Reply:
             Refusal: nothing has been sent yet.
             CancelledError: the caller hung up.
         """
-        with answering(self._request, self._context.inflight, self._ask) as self._live:
+        with self._context.inflight.answering(self._request, self._ask) as self._live:
             return await self._streamed() if self._to_stream else await self._whole()
 
     async def _open(self) -> Answer:
@@ -340,17 +337,6 @@ class Reply:
 
 
 _UNEXPECTED = "internal error; see the node's log"
-
-
-def answering(
-    request: web.Request, inflight: InflightRequests, ask: Ask
-) -> contextlib.AbstractContextManager[InflightRequest]:
-    """Return a block in which ``request`` is answered: it is counted, and its log line says how it ended."""
-
-    def ended(record: FinishedRequest) -> None:
-        exchange_of(request).finished = record
-
-    return inflight.answering(ask, request.path, ended)
 
 
 async def ask_whole(service: Service, ask: Ask, live: InflightRequest | None = None) -> tuple[bytes, Routing]:

@@ -22,7 +22,6 @@ from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import (
     Reply,
     ResponseContext,
-    answering,
     json_response,
 )
 from sollold.api.http.route import Route
@@ -240,7 +239,7 @@ class OllamaRoutes:
         texts = [embed.input] if isinstance(embed.input, str) else embed.input
         ask = self._embedding_ask(caller, embed, listed)
         call = Call("/api/embed", typed_body(body, embed))
-        with answering(request, self._context.inflight, ask) as live:
+        with self._context.inflight.answering(request, ask) as live:
             embedded = await self._embedder.embed(
                 ask, listed.model, texts, call, live, truncate=embed.truncate is not False
             )
@@ -264,7 +263,7 @@ class OllamaRoutes:
             return json_response({"embedding": []})
         ask = self._embedding_ask(caller, embed, listed)
         call = Call("/api/embeddings", body)
-        with answering(request, self._context.inflight, ask) as live:
+        with self._context.inflight.answering(request, ask) as live:
             embedded = await self._embedder.embed(
                 ask, listed.model, [embed.prompt], call, live, normalize=False
             )
