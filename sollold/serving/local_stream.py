@@ -148,10 +148,7 @@ class LocalStream:
             StreamError: FULL, MOVED, ENGINE, DEADLINE.
         """
         try:
-            if self.request.deadline:
-                async with asyncio.timeout(self.request.deadline):
-                    self.head = await self._begun(on_position)
-            else:
+            async with asyncio.timeout(self.request.deadline or None):
                 self.head = await self._begun(on_position)
         except TimeoutError:
             await self.close()

@@ -114,7 +114,6 @@ class Serving:
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
         """Find or load an endpoint, wait for a slot, and send the request; see `Service.open`."""
         self._check_accepting()
-        self._context.quarantine.check(ask, asyncio.get_running_loop().time())
         listed = ask.resolved
         if listed is None:
             listed = await self._library.named(ask.model)
@@ -127,9 +126,7 @@ class Serving:
         executor = RequestExecutor(ask, query, on_wait, self._context, self._ended)
         self._executors.add(executor)
         try:
-            if ask.deadline <= 0:
-                return await self._begin(executor, ask)
-            async with asyncio.timeout(ask.deadline):
+            async with asyncio.timeout(ask.deadline or None):
                 return await self._begin(executor, ask)
         except TimeoutError:
             await executor.close()
