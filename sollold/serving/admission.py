@@ -21,11 +21,7 @@ from sollold.serving.suspects import HOLD_SECONDS, SuspectTrials, Ticket
 
 STEP = 10.0
 """Waiting time that raises a request by one level, in seconds."""
-
-
 _MIN_RETRY_SECONDS = 1.0
-
-
 _MAX_RETRY_SECONDS = 120.0
 
 
@@ -148,10 +144,11 @@ class FairQueue:
     def _admit(self, now: float) -> tuple[str, ...]:
         admitted = []
         while self._waiting and len(self._running) < self._slots:
-            allowed = [t for t in self._waiting.values() if self._may_start(t, now)]
+            waiting = self._waiting.values()
+            allowed = [ticket for ticket in waiting if self._trials.may_start(ticket, waiting, now)]
             if not allowed:
                 break
-            ticket = min(allowed, key=lambda ticket: self._rank(ticket, now))
+            ticket = min(allowed, key=lambda t: (-_level(t, now), *self._share(t.client), t.arrival, t.id))
             self._trials.started(ticket)
             del self._waiting[ticket.id]
             self._running[ticket.id] = (ticket.client, now)
@@ -160,12 +157,6 @@ class FairQueue:
             self._last_served[ticket.client] = self._served
             admitted.append(ticket.id)
         return tuple(admitted)
-
-    def _may_start(self, ticket: Ticket, now: float) -> bool:
-        return self._trials.may_start(ticket, self._waiting.values(), now)
-
-    def _rank(self, ticket: Ticket, now: float) -> tuple[int, int, int, float, str]:
-        return (-_level(ticket, now), *self._share(ticket.client), ticket.arrival, ticket.id)
 
     def _share(self, client: str) -> tuple[int, int]:
         return self._client_running.get(client, 0), self._last_served.get(client, 0)

@@ -77,6 +77,7 @@ class StreamOpening:
         self.candidate = candidate
         self.request = request
         self._context = context
+        self._local = candidate.record.node == context.view.me.node
         self._waiters = context.waiters
         self._on_wait = on_wait
         self._stage = stage
@@ -93,9 +94,8 @@ class StreamOpening:
     @property
     def immediate(self) -> bool:
         """Whether the request will not have to wait, so that there is no need to look for other endpoints."""
-        local = self.candidate.record.node == self._context.view.me.node
         return (
-            local
+            self._local
             and not (self.request.bypass_queue or self.request.suspect)
             and self._context.server.has_slot(self.request.endpoint)
         )
@@ -108,7 +108,7 @@ class StreamOpening:
         """
         context, record = self._context, self.candidate.record
         stream: LocalStream | RemoteStream
-        if record.node == context.view.me.node:
+        if self._local:
             stream = context.server.stream(self.request)
         else:
             stream = RemoteStream(context.calls, record, self.request)

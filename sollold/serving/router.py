@@ -113,7 +113,8 @@ class Router:
         self, records: Iterable[Record], query: EndpointQuery, now: float
     ) -> tuple[EndpointCandidate, ...]:
         """Endpoints that could answer ``query`` now, without those behind an open breaker."""
-        sticky = self._sticky_to(query.prefix, now)
+        sticky, used = self._prefixes.get(query.prefix, (("", ""), 0.0))
+        recent = now - used < _PREFIX_SECONDS
         candidates = []
         for record in records:
             if record.draining:
@@ -140,7 +141,7 @@ class Router:
                         speed=endpoint.speed,
                         first_byte=memory.first_byte,
                         success=memory.success,
-                        sticky=sticky == key,
+                        sticky=recent and sticky == key,
                     )
                 )
         return tuple(candidates)
@@ -242,10 +243,6 @@ class Router:
         """Sequence number of the endpoint's last request; 0 if it had none."""
         memory = self._memory.get(key)
         return memory.last_sent if memory is not None else 0
-
-    def _sticky_to(self, prefix: str, now: float) -> tuple[str, str] | None:
-        entry = self._prefixes.get(prefix) if prefix else None
-        return entry[0] if entry is not None and now - entry[1] < _PREFIX_SECONDS else None
 
 
 def _load(endpoint: Endpoint, memory: _Memory, now: float) -> int:
