@@ -18,6 +18,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from sollold.bounded import BoundedDict
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.rpc_server import RpcServer
@@ -73,7 +74,7 @@ class MemberPasses:
         self._clock = clock
         self._issued: dict[str, tuple[float, frozenset[str]]] = {}
         """For each digest of our own passes: when it expires, and the nodes it is for."""
-        self._checked: dict[str, tuple[bool, float]] = {}
+        self._checked: BoundedDict[str, tuple[bool, float]] = BoundedDict(_MAX_PASSES)
         """For each digest of others' passes: whether it is valid, and until when that need not be checked."""
         self._asking = asyncio.Semaphore(_MAX_CHECKS)
 
@@ -126,8 +127,6 @@ class MemberPasses:
             except PeerError:
                 return False
         seconds = min(answer.seconds, PASS_SECONDS)
-        while len(self._checked) >= _MAX_PASSES:
-            del self._checked[next(iter(self._checked))]
         self._checked[digest] = (seconds > 0, self._clock() + (seconds if seconds > 0 else _REFUSED_SECONDS))
         return seconds > 0
 

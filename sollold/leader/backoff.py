@@ -6,9 +6,9 @@ with each consecutive failure. A success resets everything.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 
+from sollold.bounded import BoundedDict
 from sollold.facts import dataclass
 
 FIRST_PAUSE = 5.0
@@ -48,16 +48,14 @@ class Backoff:
 
     def __init__(self, free: int, first: float = FIRST_PAUSE) -> None:
         self._free, self._first = free, first
-        self._histories: OrderedDict[Hashable, _History] = OrderedDict()
+        self._histories: BoundedDict[Hashable, _History] = BoundedDict(MOST)
 
     def failed(self, key: Hashable, reason: str, now: float, *, least: int = 1) -> None:
         """Count one more failure, as at least the ``least``-th in a row."""
-        history = self._histories.pop(key, None)
+        history = self._histories.get(key)
         failures = history.failures + 1 if history is not None and now - history.last < FORGET else 1
         failures = max(failures, least)
         self._histories[key] = _History(failures, now, reason)
-        while len(self._histories) > MOST:
-            self._histories.popitem(last=False)
 
     def succeeded(self, key: Hashable) -> None:
         """Forget the failures of ``key``: it works."""

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from sollold.bounded import BoundedDict
 from sollold.cluster.gossip.record_check import bad_value
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
@@ -87,10 +88,10 @@ class Library:
         """The names of the models known now."""
         self._away: dict[str, tuple[tuple[Model, ...], NameIndex]] = {}
         """The lists of offline nodes, and the names in them."""
-        self._resolved: dict[str, Resolved] = {}
+        self._resolved: BoundedDict[str, Resolved] = BoundedDict(_MAX_RESOLVED)
         """Cached results of `resolve` for the models known now."""
         self.lists = NodeLists(catalogue, view, calls, server, self._changed)
-        self._shapes: dict[str, Shape] = {}
+        self._shapes: BoundedDict[str, Shape] = BoundedDict(_MAX_SHAPES)
         self._merger = Merger()
         self._merged_lists: tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]] | None = None
         self._subscribers = Subscribers("the models of the cluster")
@@ -198,10 +199,7 @@ class Library:
         """
         shape = self._shapes.get(model.digest)
         if shape is None:
-            shape = await self._fetch_shape(node, model)
-            while len(self._shapes) >= _MAX_SHAPES:
-                del self._shapes[next(iter(self._shapes))]
-            self._shapes[model.digest] = shape
+            shape = self._shapes[model.digest] = await self._fetch_shape(node, model)
         return shape
 
     async def metadata(self, name: str, *, whole: bool = False) -> dict[str, object]:
@@ -248,10 +246,7 @@ class Library:
         names = self._names()
         found = self._resolved.get(name)
         if found is None:
-            found = resolve(name, names, self._aliases)
-            if len(self._resolved) >= _MAX_RESOLVED:
-                self._resolved.clear()
-            self._resolved[name] = found
+            found = self._resolved[name] = resolve(name, names, self._aliases)
         return found
 
     def _with_offline(self, resolved: Resolved) -> Resolved:

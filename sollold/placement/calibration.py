@@ -8,10 +8,10 @@ architectures on the same device, else from other devices of the same kind.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from math import isfinite, sqrt
 
+from sollold.bounded import BoundedDict
 from sollold.facts import dataclass
 from sollold.placement.cost_model import Correction
 
@@ -44,7 +44,7 @@ class Calibration:
     """The factors that correct predicted times, by device and architecture."""
 
     def __init__(self, factors: Iterable[Factor] = ()) -> None:
-        self._devices: OrderedDict[tuple[str, str], dict[str, Factor]] = OrderedDict()
+        self._devices: BoundedDict[tuple[str, str], dict[str, Factor]] = BoundedDict(MOST)
         for factor in factors:
             if isfinite(factor.factor) and 1 / LIMIT <= factor.factor <= LIMIT:
                 self._keep(factor)
@@ -82,11 +82,7 @@ class Calibration:
 
     def _keep(self, factor: Factor) -> None:
         key = factor.node, factor.device
-        by_architecture = self._devices.setdefault(key, {})
-        by_architecture[factor.architecture] = factor
-        self._devices.move_to_end(key)
-        while len(self._devices) > MOST:
-            self._devices.popitem(last=False)
+        self._devices[key] = {**self._devices.get(key, {}), factor.architecture: factor}
 
 
 def _factor_for(factors: dict[str, Factor], architecture: str) -> float:

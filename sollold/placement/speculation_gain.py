@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from sollold.bounded import BoundedDict
 from sollold.facts import dataclass
 
 KEPT = 512
@@ -105,7 +106,9 @@ class AcceptanceHistory:
     """Remembers measured drafts, by pair of model and drafter."""
 
     def __init__(self, facts: Iterable[Measured] = ()) -> None:
-        self._facts = {(fact.model, fact.by): fact for fact in facts if _is_plausible(fact)}
+        self._facts: BoundedDict[tuple[str, str], Measured] = BoundedDict(KEPT)
+        for fact in filter(_is_plausible, facts):
+            self._facts[fact.model, fact.by] = fact
 
     def facts(self) -> tuple[Measured, ...]:
         """Return all measurements, for storing on disk."""
@@ -123,7 +126,7 @@ class AcceptanceHistory:
         if not _is_plausible(fact):
             return
         key = fact.model, fact.by
-        old = self._facts.pop(key, None)
+        old = self._facts.get(key)
         if old is not None and old.length == fact.length and fact.at - old.at < EXPIRES:
             fact = replace(
                 fact,
@@ -135,8 +138,6 @@ class AcceptanceHistory:
             counts = fact.tokens // 2, fact.drafted // 2, fact.accepted // 2
             fact = replace(fact, tokens=counts[0], drafted=counts[1], accepted=counts[2])
         self._facts[key] = fact
-        while len(self._facts) > KEPT:
-            del self._facts[next(iter(self._facts))]
 
 
 def _is_plausible(fact: Measured) -> bool:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import OrderedDict
 from typing import Any
 
 import msgspec
 
+from sollold.bounded import BoundedDict
 from sollold.cluster.net.view import View
 from sollold.engines.llamacpp.exit_reason import lacked_memory
 from sollold.errors import Fault, Refusal, bad_request
@@ -43,15 +43,11 @@ class Quarantine:
     """This node's memory of requests that crashed an engine, by digest."""
 
     def __init__(self) -> None:
-        self._until: OrderedDict[bytes, float] = OrderedDict()
+        self._until: BoundedDict[bytes, float] = BoundedDict(_MAX_REQUESTS)
 
     def add(self, ask: Ask, now: float) -> None:
         """Remember a request that crashed an engine."""
-        digest = _digest(ask)
-        self._until[digest] = now + PERIOD
-        self._until.move_to_end(digest)
-        if len(self._until) > _MAX_REQUESTS:
-            self._until.popitem(last=False)
+        self._until[_digest(ask)] = now + PERIOD
 
     def check(self, ask: Ask, now: float) -> None:
         """Refuse a request that crashed an engine within the last `PERIOD`.

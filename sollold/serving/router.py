@@ -7,10 +7,11 @@ had the beginning of a conversation (its KV cache may still hold it). All of thi
 from __future__ import annotations
 
 import zlib
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Set
 from dataclasses import field
 
+from sollold.bounded import BoundedDict
 from sollold.cluster.gossip.record import Endpoint, Record
 from sollold.facts import dataclass
 from sollold.serving.candidate import (
@@ -104,7 +105,7 @@ class Router:
         weights = STRATEGIES[strategy]
         self._rules = tuple((rule, weights[rule.name]) for rule in RULES if weights.get(rule.name))
         self._memory: defaultdict[tuple[str, str], _Memory] = defaultdict(_Memory)
-        self._prefixes: OrderedDict[str, tuple[tuple[str, str], float]] = OrderedDict()
+        self._prefixes: BoundedDict[str, tuple[tuple[str, str], float]] = BoundedDict(_MAX_PREFIXES)
         self._sequence = 0
         self.on_request_end: Callable[[tuple[str, str]], None] = lambda endpoint: None
         """Called with the endpoint whenever a request there has ended."""
@@ -207,9 +208,6 @@ class Router:
         memory.breaker.sent(now)
         if query.prefix:
             self._prefixes[query.prefix] = (key, now)
-            self._prefixes.move_to_end(query.prefix)
-            if len(self._prefixes) > _MAX_PREFIXES:
-                self._prefixes.popitem(last=False)
 
     def began(self, key: tuple[str, str], seconds: float) -> None:
         """Note that the engine began to respond after ``seconds``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sollold.bounded import BoundedDict
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.gossip.packet import FORMAT, format_of
 
@@ -14,17 +15,14 @@ class OtherFormats:
     """IP addresses of nodes that sent packets of another format."""
 
     def __init__(self) -> None:
-        self._heard: dict[str, tuple[int, float]] = {}
+        self._heard: BoundedDict[str, tuple[int, float]] = BoundedDict(_MAX_ADDRESSES)
 
     def note(self, data: bytes, source: Address | None, now: float) -> None:
         """Note a packet or push-pull body that could not be decoded."""
         number = format_of(data)
         if source is None or number in (0, FORMAT):
             return
-        self._heard.pop(source[0], None)
         self._heard[source[0]] = number, now
-        if len(self._heard) > _MAX_ADDRESSES:
-            del self._heard[next(iter(self._heard))]
 
     def understood(self, source: Address | None) -> None:
         """Note a packet that was decoded: the node has been upgraded."""

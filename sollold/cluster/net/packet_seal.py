@@ -9,7 +9,6 @@ so a counter is a nonce that never repeats. Everything before the ciphertext is 
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from sollold.bounded import BoundedDict
 from sollold.facts import dataclass
 
 _VERSION = 1
@@ -103,7 +103,7 @@ class Sealer:
         self._boot = boot
         self._counter = 0
         self._cipher = _cipher(tokens[0], self._node, boot)
-        self._senders: OrderedDict[tuple[bytes, int], _Sender] = OrderedDict()
+        self._senders: BoundedDict[tuple[bytes, int], _Sender] = BoundedDict(SENDERS)
         self._evicted: frozenset[bytes] = frozenset()
         self.refused: dict[DropReason, int] = dict.fromkeys(DropReason, 0)
 
@@ -148,12 +148,10 @@ class Sealer:
             except InvalidTag:
                 continue
             if known is None:
-                known = self._senders[node, boot] = _Sender(token, cipher)
-                if len(self._senders) > SENDERS:
-                    self._senders.popitem(last=False)
+                known = _Sender(token, cipher)
             else:
                 known.token, known.cipher = token, cipher
-                self._senders.move_to_end((node, boot))
+            self._senders[node, boot] = known
             known.mark(counter)
             return OpenedPacket(node.hex(), boot, data, token)
         self.refused[DropReason.FOREIGN] += 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 
+from sollold.bounded import BoundedDict
 from sollold.cluster.gossip.record import GrantState
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
@@ -29,7 +29,7 @@ class StaleGrants:
     def __init__(self, view: View, calls: RpcClient) -> None:
         self._view = view
         self._calls = calls
-        self._own: OrderedDict[str, None] = OrderedDict()
+        self._own: BoundedDict[str, None] = BoundedDict(_MAX_DEPLOYMENTS)
         self._asked: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -39,8 +39,6 @@ class StaleGrants:
         Beyond `_MAX_DEPLOYMENTS` the ones whose grants were last seen the longest ago are forgotten.
         """
         self._own[deployment] = None
-        while len(self._own) > _MAX_DEPLOYMENTS:
-            self._own.popitem(last=False)
 
     def release_stale(self) -> None:
         """Release the grants of deployments unknown to this head. Called when the records change."""
@@ -55,7 +53,7 @@ class StaleGrants:
         stale = set()
         for node, deployment in committed:
             if deployment in self._own:
-                self._own.move_to_end(deployment)
+                self._own[deployment] = None
             else:
                 stale.add((node, deployment))
         for node, deployment in sorted(stale - self._asked):

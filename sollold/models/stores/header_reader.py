@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sollold.bounded import BoundedDict
 from sollold.models.footprint.adapters import with_adapters, with_projector
 from sollold.models.footprint.read_shape import shape_of
 from sollold.models.footprint.shape import Shape
@@ -28,7 +29,7 @@ class HeaderReader:
     def __init__(self, changed: Callable[[], None]) -> None:
         """``changed``: called when `silent` has changed."""
         self._changed = changed
-        self._shapes: dict[str, Shape] = {}
+        self._shapes: BoundedDict[str, Shape] = BoundedDict(_MAX_SHAPES)
         self._reads: dict[str, asyncio.Future[Any]] = {}
         self._silent: dict[str, Path] = {}
 
@@ -52,8 +53,6 @@ class HeaderReader:
             if model.projector:
                 shape = with_projector(shape, await self._header_of(model.projector))
             shape = with_adapters(shape, [await self._header_of(path) for path in model.adapters])
-            while len(self._shapes) >= _MAX_SHAPES:
-                del self._shapes[next(iter(self._shapes))]
             self._shapes[model.digest] = shape
         return shape
 
