@@ -59,13 +59,14 @@ def _converse(options: argparse.Namespace) -> int:
         import readline  # noqa: F401  (line editing and history for input())
     talk = Conversation(options.model, system=options.system, sampling=Sampling(options.think or None))
     daemon = client(options)
+    shown: dict[str, Any] = {}
     try:
-        daemon.post("/api/show", {"model": options.model})
+        shown = daemon.post("/api/show", {"model": options.model})
     except ClientError as error:
         # Load now rather than with the first question.
         if error.status == 404:
             raise
-    print(f"Talking with {options.model}. /? shows the commands, /bye or Ctrl-D ends it.")
+    print(f"{_introduction(options.model, shown)} /? shows the commands, /bye or Ctrl-D ends it.")
     interrupted = False
     while True:
         try:
@@ -107,6 +108,14 @@ def _converse(options: argparse.Namespace) -> int:
             talk.answered(text)
 
 
+def _introduction(model: str, shown: dict[str, Any]) -> str:
+    """The first line of a conversation; ``shown``: the answer of ``/api/show``, if any."""
+    words = f"Talking with {model}."
+    if note := shown.get("note"):
+        words += f" It has {harmless(str(note))}. Ctrl-C stops an answer that does not end."
+    return words
+
+
 def _about_model(daemon: BlockingClient, talk: Conversation, result: LineResult) -> None:
     """Handle ``/show`` and ``/load``. An error is printed and does not end the conversation."""
     model = result.load or talk.model
@@ -117,7 +126,7 @@ def _about_model(daemon: BlockingClient, talk: Conversation, result: LineResult)
         return
     if result.load:
         talk.begin(model)
-        print(f"Talking with {model}.")
+        print(_introduction(model, found))
     elif result.show == INFO:
         print_part(found, "")
     elif found.get(result.show):
