@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from aiohttp import web
 
 from sollold.cluster.net.certificate_authority import Subject, authority_pem, issue
 from sollold.engines.install.find import Llama
+from sollold.models.transfer import resolver
 from sollold.models.transfer.internet import Internet, Unreachable, redirected
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders
 from tests.daemons import Cluster
@@ -219,10 +221,10 @@ async def test_a_redirect_to_a_name_with_a_local_address(
     port = await mirror.start()
     addresses = {"hub.test": iter(["127.0.0.1", mirror_at]), "files.test": iter(["127.0.0.1"])}
 
-    async def getaddrinfo(self: object, host: str, port: int, **options: object) -> list[object]:
+    def getaddrinfo(host: str, port: int, *arguments: int, flags: int) -> list[object]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(addresses[host]), port))]
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     async with internet({}) as access:
         if followed:
             async with access.get(f"http://hub.test:{port}/a", TIMEOUT) as answer:
@@ -234,6 +236,36 @@ async def test_a_redirect_to_a_name_with_a_local_address(
             assert not target.tokens
     for close in (mirror.close, target.close):
         await close()
+
+
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_lookup_without_an_answer_is_repeated_once_and_ends_soon(
+    monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    server, ended, calls = Redirects(), threading.Event(), []
+    port = await server.start()
+
+    def getaddrinfo(host: str, port: int, *arguments: int, flags: int) -> list[object]:
+        calls.append(host)
+        if len(calls) == 1 or not answers:
+            ended.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(resolver, "_ATTEMPT_SECONDS", 0.1)
+    try:
+        async with internet({}) as access, asyncio.timeout(10):
+            if answers:
+                async with access.get(f"http://hub.test:{port}/a", TIMEOUT) as answer:
+                    assert await answer.text() == "here"
+            else:
+                with pytest.raises(Unreachable, match="no DNS server answers; check"):
+                    async with access.get(f"http://hub.test:{port}/a", TIMEOUT):
+                        pass
+        assert len(calls) == 2
+    finally:
+        ended.set()
+        await server.close()
 
 
 @pytest.mark.llama

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from contextvars import ContextVar
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import aiohttp
-from aiohttp.abc import ResolveResult
 
+from sollold.models.transfer.resolver import Resolver, is_inside, redirecting
 from sollold.web_proxy import BadProxy, Proxy, proxy_for
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_LOCAL = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
-"""Suffixes of host names in local networks."""
 _MAX_REDIRECTS = 10
 _REMEMBER_SECONDS = 3600.0
 """Seconds for which a failure is reported; later the server may not matter any more."""
@@ -83,7 +78,7 @@ class Internet:
                 for _ in range(_MAX_REDIRECTS):
                     proxy = proxy_for(url, self.environ)
                     # A proxy resolves the names of servers itself, and may be in the local network.
-                    _redirecting.set("" if proxy else origin)
+                    redirecting.set("" if proxy else origin)
                     options = _request_options(proxy, url, headers or {})
                     getting = self._http().get(url, timeout=timeout, allow_redirects=False, **options)
                     answer = await stack.enter_async_context(getting)
@@ -116,45 +111,9 @@ class Internet:
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(resolver=_Resolver(), ssl=self._trust or True)
+            connector = aiohttp.TCPConnector(resolver=Resolver(), ssl=self._trust or True)
             self._session = aiohttp.ClientSession(connector=connector)
         return self._session
-
-
-_redirecting = ContextVar("_redirecting", default="")
-"""Host of the server that redirects the current request; empty: it is not redirected."""
-
-
-class _Resolver(aiohttp.ThreadedResolver):
-    """Resolves host names; the target of a redirect from the internet must not be in the local network."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Return the addresses of a host.
-
-        Raises:
-            OSError: it can't be resolved, or one of its addresses must not be used.
-        """
-        found = await super().resolve(host, port, family)
-        origin = _redirecting.get()
-        if origin and _any_inside(found) and not await self._resolves_inside(origin):
-            address = next(result["host"] for result in found if _is_inside(result["host"]))
-            reason = f"{origin} redirects to it, but it is in a local network ({address}): not followed"
-            raise OSError(-1, reason)
-        return found
-
-    async def _resolves_inside(self, host: str) -> bool:
-        if _is_inside(host):
-            return True
-        try:
-            return _any_inside(await super().resolve(host, 0, socket.AF_UNSPEC))
-        except OSError:
-            return False
-
-
-def _any_inside(found: list[ResolveResult]) -> bool:
-    return any(_is_inside(result["host"]) for result in found)
 
 
 def _server_of(url: str) -> str:
@@ -194,7 +153,7 @@ def redirected(
     try:
         target = urljoin(url, location)
         old, new = urlsplit(url), urlsplit(target)
-        inward = _is_inside(new.hostname or "") and not _is_inside(old.hostname or "")
+        inward = is_inside(new.hostname or "") and not is_inside(old.hostname or "")
     except ValueError:
         raise Unreachable("it redirects to an invalid address") from None
     if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http") or inward:
@@ -202,20 +161,6 @@ def redirected(
     if headers and (old.scheme, old.netloc) != (new.scheme, new.netloc):
         headers = {name: value for name, value in headers.items() if name != "Authorization"}
     return target, headers
-
-
-def _is_inside(host: str) -> bool:
-    """Return whether ``host`` is this machine, a local name, or an address that is not public."""
-    host = host.rstrip(".")
-    try:
-        return not ip_address(host.partition("%")[0]).is_global
-    except ValueError:
-        pass
-    try:
-        # The system's resolver also accepts 2130706433, 127.1 and 0x7f000001 as addresses.
-        return not ip_address(socket.inet_aton(host)).is_global
-    except OSError:
-        return host == "localhost" or host.endswith(_LOCAL)
 
 
 def _reason(error: Exception) -> str:
