@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from sollold.bounded import BoundedDict
 from sollold.cluster.gossip.record_check import bad_value
@@ -62,6 +63,14 @@ class Metadata:
     pairs: dict[str, str | int | float | bool | list[str | int | float | bool]]
 
 
+class _Merged(NamedTuple):
+    """The lists of the live nodes: by name the model and its (node, model) pairs, and the names."""
+
+    listed: dict[str, Listed]
+    holders: dict[str, tuple[tuple[str, Model], ...]]
+    names: NameIndex
+
+
 class Library:
     """The models of the cluster.
 
@@ -84,8 +93,6 @@ class Library:
         self._view = view
         self._calls = calls
         self._aliases = dict(aliases or {})
-        self._index = NameIndex(())
-        """The names of the models known now."""
         self._away: dict[str, tuple[tuple[Model, ...], NameIndex]] = {}
         """The lists of offline nodes, and the names in them."""
         self._resolved: BoundedDict[str, Resolved] = BoundedDict(_MAX_RESOLVED)
@@ -93,7 +100,7 @@ class Library:
         self.lists = NodeLists(catalogue, view, calls, server, self._changed)
         self._shapes: BoundedDict[str, Shape] = BoundedDict(_MAX_SHAPES)
         self._merger = Merger()
-        self._merged_lists: tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]] | None = None
+        self._merged_lists: _Merged | None = None
         self._subscribers = Subscribers("the models of the cluster")
         server.method("shape", ShapeRequest, self._answer_shape)
         server.method("metadata", MetadataRequest, self._answer_metadata)
@@ -113,7 +120,7 @@ class Library:
         Different content under a name that is already taken is distinguished by its tag
         (`sollold.models.listing.merge`).
         """
-        return tuple(self._merged()[0].values())
+        return tuple(self._merged().listed.values())
 
     def resolve(self, name: str) -> Resolved:
         """Resolve a caller's name to a model."""
@@ -145,18 +152,18 @@ class Library:
         listed = self.get(name)
         if listed is None:
             resolved = await self.awaited(name)
-            listed = self._merged()[0].get(resolved.name)
+            listed = self._merged().listed.get(resolved.name)
             if listed is None:
                 raise unresolved(resolved)
         return listed
 
     def get(self, name: str) -> Listed | None:
         """Return the model that a caller means by ``name``, or None unless it is exactly one."""
-        return self._merged()[0].get(self._resolve_live(name).name)
+        return self._merged().listed.get(self._resolve_live(name).name)
 
     def exact(self, name: str) -> Resolved:
         """Resolve ``name`` without guessing (only aliases and case), for models to be pulled or deleted."""
-        return self._with_offline(exact(name, self._names(), self._aliases))
+        return self._with_offline(exact(name, self._merged().names, self._aliases))
 
     def behind_alias(self, name: str) -> str:
         """Return the target if ``name`` is an alias in this node's settings, else an empty string."""
@@ -165,14 +172,14 @@ class Library:
 
     def holders(self, listed: str) -> tuple[tuple[str, Model], ...]:
         """Like `find`, for a name exactly as in `all`."""
-        return self._merged()[1].get(listed, ())
+        return self._merged().holders.get(listed, ())
 
     def find(self, name: str) -> tuple[tuple[str, Model], ...]:
         """Return (node, model) for each live node that has the content; each model has its node's own paths.
 
         Empty when the name is not exactly one model; `resolve` says why.
         """
-        return self._merged()[1].get(self._resolve_live(name).name, ())
+        return self._merged().holders.get(self._resolve_live(name).name, ())
 
     def nodes_with(self, digest: str) -> tuple[str, ...]:
         """Return the live nodes that have usable files of a model with this content digest."""
@@ -187,7 +194,7 @@ class Library:
         """Return the holders, as `find` does, of each model with a vocabulary similar to ``vocabulary``."""
         return tuple(
             holders
-            for holders in self._merged()[1].values()
+            for holders in self._merged().holders.values()
             if holders and compatible(holders[0][1].vocabulary, vocabulary)
         )
 
@@ -243,7 +250,7 @@ class Library:
         return ""
 
     def _resolve_live(self, name: str) -> Resolved:
-        names = self._names()
+        names = self._merged().names
         found = self._resolved.get(name)
         if found is None:
             found = self._resolved[name] = resolve(name, names, self._aliases)
@@ -274,16 +281,12 @@ class Library:
         self._merged_lists = None
         self._subscribers.notify()
 
-    def _merged(self) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
+    def _merged(self) -> _Merged:
         if self._merged_lists is None:
-            self._merged_lists = self._merger.merge(self.lists.live())
-            self._index = NameIndex(self._merged_lists[0])
+            listed, holders = self._merger.merge(self.lists.live())
+            self._merged_lists = _Merged(listed, holders, NameIndex(listed))
             self._resolved.clear()
         return self._merged_lists
-
-    def _names(self) -> NameIndex:
-        self._merged()
-        return self._index
 
     async def _own_shape(self, name: str) -> Shape:
         """Return the shape of a model on this node.
