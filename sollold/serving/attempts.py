@@ -10,6 +10,7 @@ import msgspec
 
 from sollold import tracing
 from sollold.cluster.net.acceptor import is_loopback
+from sollold.cluster.net.view import endpoint_at
 from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
 from sollold.serving.engine_deaths import EngineDeaths
@@ -226,9 +227,8 @@ class Attempts:
         """Return the context with which an Ollama generates this answer, in tokens; 0: unknown."""
         if query.context and attempt.call.path.startswith("/api/"):
             return query.context  # Its other APIs take none.
-        record = self._context.view.record(attempt.candidate.record.node)
-        endpoints = record.endpoints if record is not None else ()
-        return next((e.context for e in endpoints if e.id == attempt.candidate.endpoint.id), 0)
+        endpoint = endpoint_at(self._context.view, *attempt.candidate.key)
+        return endpoint.context if endpoint is not None else 0
 
     async def release(self, attempt: Attempt, ok: bool | None) -> None:
         """Close ``attempt``. ``ok`` None: it showed nothing about the endpoint."""

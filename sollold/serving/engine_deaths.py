@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from sollold.bounded import BoundedDict
-from sollold.cluster.net.view import View
+from sollold.cluster.net.view import View, endpoint_at
 from sollold.engines.llamacpp.exit_reason import lacked_memory
 from sollold.errors import Fault, Refusal, bad_request
 from sollold.facts import dataclass
@@ -168,7 +168,5 @@ class EngineDeaths:
 
     def _failed(self, endpoint: tuple[str, str]) -> bool:
         """Whether, according to the current record, a process of the endpoint crashed or lacked memory."""
-        record = self._view.record(endpoint[0])
-        return record is not None and any(
-            e.id == endpoint[1] and (e.crashed or lacked_memory(e.reason)) for e in record.endpoints
-        )
+        entry = endpoint_at(self._view, *endpoint)
+        return entry is not None and (entry.crashed or lacked_memory(entry.reason))

@@ -15,7 +15,7 @@ from sollold.agent.deployments import Deployments
 from sollold.cluster.gossip.record import Endpoint, Record, State
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
-from sollold.cluster.net.view import View, name_of, next_change
+from sollold.cluster.net.view import View, endpoint_at, name_of, next_change
 from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.facts import dataclass
 from sollold.leader.client import LeaderClient
@@ -226,7 +226,7 @@ class Loader:
             await asyncio.sleep(_PLAN_SECONDS)
 
     def _ready_endpoint(self, answer: Ensured) -> Ready | None:
-        endpoint = self._recorded(answer.node, answer.deployment)
+        endpoint = endpoint_at(self._view, answer.node, answer.deployment)
         if endpoint is None:
             return None
         return Ready(answer.node, replace(endpoint, state=State.READY), answer.reasons)
@@ -248,7 +248,7 @@ class Loader:
                         return reported
                 if all(record.node != node for record in self._view.live()):
                     return None
-                recorded = self._recorded(node, deployment)
+                recorded = endpoint_at(self._view, node, deployment)
                 if recorded is not None:
                     load.tell(_waiting(recorded))
                     if not is_loading(recorded):
@@ -257,12 +257,6 @@ class Loader:
                     return None
         finally:
             await cancel_and_wait(asking)
-
-    def _recorded(self, node: str, deployment: str) -> Endpoint | None:
-        """A deployment's endpoint according to its head's record; None if it is not there."""
-        record = self._view.record(node)
-        endpoints = record.endpoints if record is not None else ()
-        return next((endpoint for endpoint in endpoints if endpoint.id == deployment), None)
 
     async def _await_change(self, asking: asyncio.Task[Endpoint | None]) -> None:
         """Wait for a change of the view or the head's answer, two seconds at most."""

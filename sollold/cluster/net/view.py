@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sollold.cluster.gossip.record import Record
+from sollold.cluster.gossip.record import Endpoint, Record
 from sollold.cluster.gossip.term import Term
 from sollold.turns import sleep_until_set
 
@@ -44,6 +44,13 @@ def name_of(view: View, node: str) -> str:
     """Return a node's display name; its id while its record is unknown."""
     record = view.record(node)
     return record.name if record is not None else node
+
+
+def endpoint_at(view: View, node: str, endpoint: str) -> Endpoint | None:
+    """Return an endpoint according to the record of ``node``, alive or not; None if it is not there."""
+    record = view.record(node)
+    endpoints = record.endpoints if record is not None else ()
+    return next((entry for entry in endpoints if entry.id == endpoint), None)
 
 
 class Observable(Protocol):
