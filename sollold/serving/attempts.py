@@ -89,7 +89,7 @@ class Attempts:
         opening.tell_start()
         ok: bool | None = None
         try:
-            stream = await (opening.open() if opening.immediate else self._opened(opening, query))
+            stream = await opening.open_at_once() or await self._opened(opening, query)
             if not isinstance(stream, EndpointCandidate):
                 refusal = await _refusal_of(stream)
         except StreamError as error:

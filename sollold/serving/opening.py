@@ -84,36 +84,40 @@ class StreamOpening:
         self._nudge: asyncio.Future[None] | None = None
         """Done when another endpoint may have become free; None unless the request is queued."""
         self._task: asyncio.Future[Stream] | None = None
-        self._stream: Stream | None = None
+        self._stream: LocalStream | RemoteStream | None = None
 
     @property
     def queued(self) -> bool:
         """Whether the request waits in the endpoint's queue. Once admitted, it stays with its engine."""
         return self._nudge is not None
 
-    @property
-    def immediate(self) -> bool:
-        """Whether the request will not have to wait, so that there is no need to look for other endpoints."""
-        return (
-            self._local
-            and not (self.request.bypass_queue or self.request.suspect)
-            and self._context.server.has_slot(self.request.endpoint)
-        )
-
-    async def open(self) -> Stream:
-        """Open the stream without looking for other endpoints.
+    async def open_at_once(self) -> Stream | None:
+        """Open the stream, in this task. Return None if the request waits in a queue, or should not wait long
+        for an engine (`EngineRequest.bypass_queue`): then call `wait`.
 
         Raises:
             StreamError: it could not be opened.
         """
-        context, record = self._context, self.candidate.record
-        stream: LocalStream | RemoteStream
+        context, request = self._context, self.request
+        if request.bypass_queue:
+            return None
         if self._local:
-            stream = context.server.stream(self.request)
-        else:
-            stream = RemoteStream(context.calls, record, self.request)
+            if request.suspect or not context.server.has_slot(request.endpoint):
+                return None
+            return await self._open()
+        stream = self._stream = RemoteStream(context.calls, self.candidate.record, request)
+        await stream.open(self._on_position, wait=False)
+        return stream if stream.head is not None else None
+
+    async def _open(self) -> Stream:
+        context, record, stream = self._context, self.candidate.record, self._stream
+        if stream is None:
+            if self._local:
+                stream = context.server.stream(self.request)
+            else:
+                stream = RemoteStream(context.calls, record, self.request)
+            self._stream = stream
         await stream.open(self._on_position)
-        self._stream = stream
         return stream
 
     def tell_start(self) -> None:
@@ -135,7 +139,7 @@ class StreamOpening:
         Returns whether it is open or failed.
         """
         nudge = self._nudge
-        task = self._task = self._task or asyncio.ensure_future(self.open())
+        task = self._task = self._task or asyncio.ensure_future(self._open())
         futures = (task,) if nudge is None else (task, nudge)
         await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if nudge is not None and nudge is self._nudge and nudge.done() and not task.done():
@@ -153,14 +157,14 @@ class StreamOpening:
 
     async def cancel(self) -> None:
         """Cancel the opening; close the stream if it is open already."""
-        if self._stream is not None:
-            await self._stream.close()
-        if self._task is None:
-            return
-        self._task.cancel()
-        for result in await asyncio.gather(self._task, return_exceptions=True):
-            if not isinstance(result, BaseException):
-                await result.close()
+        try:
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
+        finally:
+            # Not closed by a task that was cancelled before its start.
+            if self._stream is not None:
+                await self._stream.close()
 
     def leave_queue(self) -> None:
         """Stop looking for other endpoints."""

@@ -59,14 +59,16 @@ class RemoteStream:
         """Payload of that frame."""
         self._error: StreamError | None = None
 
-    async def open(self, on_position: Callable[[int], None]) -> None:
+    async def open(self, on_position: Callable[[int], None], *, wait: bool = True) -> None:
         """Send the request to the endpoint's node, wait in its queue, and read the engine's status.
+
+        ``wait`` False: return as soon as the request is queued; `head` is then None, and a second call waits.
 
         Raises:
             StreamError: as its kind says.
         """
         try:
-            await self._open(on_position)
+            await self._open(on_position, wait)
         except _CONNECTION_ERRORS as error:
             await self.close()
             raise self._lost(error) from None
@@ -74,29 +76,34 @@ class RemoteStream:
             await self.close()
             raise
 
-    async def _open(self, on_position: Callable[[int], None]) -> None:
-        connection = self._connection = await self._calls.connect(self._node, timeout=_CONNECT_SECONDS)
-        connection.silence = _SILENCE_SECONDS
-        status = await connection.ask("POST", PATH, _HEADERS, *request_parts(self._request))
-        if status != 200:
-            raise StreamError(ErrorKind.ENGINE, f"{self._name} answered {status}")
+    async def _open(self, on_position: Callable[[int], None], wait: bool) -> None:
+        connection = self._connection or await self._sent()
 
         def receive(data: bytes) -> bool:
-            frames = self._feed(data)
+            frames, read_on = self._feed(data), True
             for index, (kind, payload) in enumerate(frames):
                 if kind == POSITION:
                     on_position(msgspec.msgpack.decode(payload, type=int))
+                    read_on = wait
                 elif kind == BROKEN:
                     raise msgspec.msgpack.decode(payload, type=StreamError)
                 elif kind == BEGUN:
                     self.head = msgspec.msgpack.decode(payload, type=ResponseHead)
                     self._early = frames[index + 1 :]
                     return False
-            return True
+            return read_on
 
-        await connection.pour(receive)
-        if self.head is None:
+        if await connection.pour(receive) and self.head is None:
             raise self._closed()
+
+    async def _sent(self) -> HttpConnection:
+        """Send the request on a connection, and return that."""
+        connection = self._connection = await self._calls.connect(self._node, timeout=_CONNECT_SECONDS)
+        connection.silence = _SILENCE_SECONDS
+        status = await connection.ask("POST", PATH, _HEADERS, *request_parts(self._request))
+        if status != 200:
+            raise StreamError(ErrorKind.ENGINE, f"{self._name} answered {status}")
+        return connection
 
     async def pour(self, receive: Receiver[bytes]) -> bool:
         """Pass on the body in pieces.
