@@ -12,25 +12,24 @@ from sollold.api.anthropic.messages_ask import Messages, Tokens
 from sollold.api.anthropic.request import messages_body, prompt_body
 from sollold.api.anthropic.request_warnings import message_warnings, native_message_notes
 from sollold.api.anthropic.tools import tool_warnings
-from sollold.api.engine.calls import CHAT_PATH, build_ask, ollama_body
-from sollold.api.engine.chat_ask import chat_ask
-from sollold.api.engine.count import count_calls, read_count
+from sollold.api.engine.calls import CHAT_PATH, chat_calls, ollama_body
+from sollold.api.engine.count import count_ask, read_count
 from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import require_completion, require_model
 from sollold.api.engine.ignored_fields import context_note
 from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.modelfile import without_modelfile
 from sollold.api.engine.placement import find_placed
+from sollold.api.engine.v1_ask import v1_ask
 from sollold.api.http.body import as_type, read_object
-from sollold.api.http.caller import caller_of, prefix_of
+from sollold.api.http.caller import prefix_of
 from sollold.api.http.errors import Dialect
 from sollold.api.http.exchange import exchange_of
 from sollold.api.http.inflight import estimated_tokens
-from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
-from sollold.serving.request import Ask, Call
+from sollold.serving.request import Call
 
 
 class AnthropicRoutes:
@@ -65,12 +64,10 @@ class AnthropicRoutes:
         native["model"] = parsed.model
         native_notes = (*native_message_notes(plain), *context_note(parsed.num_ctx))
         call = Call(CHAT_PATH, native, (*notes, *native_notes))
-        caller = caller_of(request, parsed.priority, parsed.timeout)
+        calls = partial(chat_calls, listed.model, llama=lambda: engine, ollama=call)
         # Not of the original messages: agents move a cache_control in them with each request.
         prefix = prefix_of(messages)
-        ask, prepared = await chat_ask(
-            request, body, parsed, listed, engine, call, caller=caller, prefix=prefix
-        )
+        ask, prepared = await v1_ask(request, body, parsed, listed, calls, stream=True, prefix=prefix)
 
         def encoder() -> EventEncoder:
             omits = parsed.thinking is not None and parsed.thinking.omitted
@@ -98,13 +95,7 @@ class AnthropicRoutes:
         plain = {**prompt_body(parsed, without_modelfile(listed.model)), "model": parsed.model}
         native = {key: value for key, value in plain.items() if key not in _LLAMA_ONLY}
         engine = prompt_body(parsed, listed.model)
-        caller = caller_of(request, parsed.priority, parsed.timeout)
-
-        def build() -> Ask:
-            calls = count_calls(listed.model, engine, native)
-            return build_ask(caller, parsed.model, listed, calls, keep_alive=parsed.keep_alive)
-
-        ask = await off_loop(request, body, build)
+        ask = await count_ask(request, body, parsed, listed, engine, native)
         warnings = (*tool_warnings(parsed), *message_warnings(body))
         encoder = PassThroughEncoder(
             lambda raw: msgspec.json.encode({"input_tokens": read_count(raw)}), Dialect.ANTHROPIC

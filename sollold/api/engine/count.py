@@ -5,21 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from aiohttp import web
 
-from sollold.api.engine.calls import CHAT_PATH, engine_body, ollama_body
+from sollold.api.engine.calls import CHAT_PATH, build_ask, engine_body, ollama_body
+from sollold.api.engine.placement import V1Fields
 from sollold.api.engine.prepare import prepare_chat
+from sollold.api.http.caller import caller_of
+from sollold.api.http.off_loop import off_loop
 from sollold.errors import Fault, Refusal
+from sollold.models.listing import Listed
 from sollold.models.model import Model
-from sollold.serving.request import Call, Engine
+from sollold.serving.request import Ask, Call, Engine
 from sollold.undecodable import UNDECODABLE
 
 
-def count_calls(model: Model, body: dict[str, Any], native: dict[str, Any]) -> dict[Engine, Call]:
-    """Return the calls that count a chat's prompt; ``native`` is the chat in the form for an Ollama.
+async def count_ask(
+    request: web.Request,
+    body: dict[str, Any],
+    parsed: V1Fields,
+    listed: Listed,
+    engine: dict[str, Any],
+    native: dict[str, Any],
+) -> Ask:
+    """Build the `Ask` that counts the tokens of a chat's prompt.
+
+    Args:
+        body: the body of ``request``; ``parsed``: the same, decoded.
+        engine: the chat in the form for llama-server; ``native``: for an Ollama.
 
     Raises:
-        Refusal: BAD_REQUEST, as `prepare_chat`.
+        Refusal: as `caller_of`, `prepare_chat` and `build_ask`.
     """
+    caller = caller_of(request, parsed.priority, parsed.timeout)
+
+    def build() -> Ask:
+        calls = _calls(listed.model, engine, native)
+        return build_ask(caller, parsed.model, listed, calls, keep_alive=parsed.keep_alive)
+
+    return await off_loop(request, body, build)
+
+
+def _calls(model: Model, body: dict[str, Any], native: dict[str, Any]) -> dict[Engine, Call]:
     if model.only_ollama:
         # An Ollama reports the count only with an answer.
         return {Engine.OLLAMA: Call(CHAT_PATH, {**ollama_body(_unstreamed(native), model), "max_tokens": 1})}

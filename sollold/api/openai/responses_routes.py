@@ -8,9 +8,8 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import replace
 
-from sollold.api.engine.calls import CHAT_PATH, build_ask, ollama_body
-from sollold.api.engine.chat_ask import chat_ask
-from sollold.api.engine.count import count_calls, read_count
+from sollold.api.engine.calls import CHAT_PATH, chat_calls, ollama_body
+from sollold.api.engine.count import count_ask, read_count
 from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import require_completion, require_model
 from sollold.api.engine.ignored_fields import context_note, tool_notes
@@ -18,11 +17,11 @@ from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.modelfile import without_modelfile
 from sollold.api.engine.placement import find_placed
 from sollold.api.engine.truncate import TruncatingService
+from sollold.api.engine.v1_ask import v1_ask
 from sollold.api.http.access import holder_of
 from sollold.api.http.body import as_type, read_object
-from sollold.api.http.caller import caller_of, prefix_of
+from sollold.api.http.caller import prefix_of
 from sollold.api.http.errors import Dialect
-from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
@@ -33,7 +32,7 @@ from sollold.api.openai.responses_request import response_body, response_warning
 from sollold.api.openai.responses_tools import own_tools
 from sollold.control.responses import StoredResponse, input_id
 from sollold.errors import bad_request
-from sollold.serving.request import Ask, Call
+from sollold.serving.request import Call
 
 _MAX_REFERENCED_BYTES = 24 << 20
 """Maximum bytes of all referenced items, as JSON: as much as a request that contains them may have."""
@@ -79,7 +78,6 @@ class ResponsesRoutes:
         listed = await find_placed(request, self._services, parsed.placement, parsed.model)
         parsed.model = parsed.model or listed.model.name
         require_completion(listed.model, "responses")
-        caller = caller_of(request, parsed.priority, parsed.timeout)
         holder = holder_of(request)
         expanded, items = await self._expand(parsed, holder)
         engine = response_body(expanded, listed.model)
@@ -88,10 +86,9 @@ class ResponsesRoutes:
         notes = (*response_warnings(body, expanded), *left_out_warnings(messages))
         ollama = ollama_body({**plain, "model": parsed.model}, listed.model)
         native = Call(CHAT_PATH, ollama, (*notes, *tool_notes(ollama), *context_note(parsed.num_ctx)))
+        calls = partial(chat_calls, listed.model, llama=lambda: engine, ollama=native)
         prefix = prefix_of(messages)
-        ask, prepared = await chat_ask(
-            request, body, parsed, listed, engine, native, caller=caller, prefix=prefix
-        )
+        ask, prepared = await v1_ask(request, body, parsed, listed, calls, stream=True, prefix=prefix)
         responses = self._services.responses
 
         def keep(response: Event) -> None:
@@ -116,13 +113,7 @@ class ResponsesRoutes:
         expanded, _ = await self._expand(parsed, holder_of(request))
         plain = {**response_body(expanded, without_modelfile(listed.model)), "model": parsed.model}
         engine = response_body(expanded, listed.model)
-        caller = caller_of(request, parsed.priority, parsed.timeout)
-
-        def build() -> Ask:
-            calls = count_calls(listed.model, engine, plain)
-            return build_ask(caller, parsed.model, listed, calls, keep_alive=parsed.keep_alive)
-
-        ask = await off_loop(request, body, build)
+        ask = await count_ask(request, body, parsed, listed, engine, plain)
         warnings = response_warnings(body, expanded)
         encoder = PassThroughEncoder(_count_response)
         return await Reply(request, self._context, ask, encoder, warnings=warnings).run()

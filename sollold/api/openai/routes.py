@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from sollold.api.engine.calls import (
     CHAT_PATH,
-    build_ask,
     calls_for,
     chat_calls,
     engine_body,
@@ -25,10 +24,10 @@ from sollold.api.engine.left_out import left_out_warnings
 from sollold.api.engine.placement import V1Fields, prepare_placement
 from sollold.api.engine.prepare import Prepared, normalize_chat, prepare_format
 from sollold.api.engine.truncate import TruncatingService
+from sollold.api.engine.v1_ask import v1_ask
 from sollold.api.http.body import as_type, read_object
-from sollold.api.http.caller import caller_of, prefix_of
+from sollold.api.http.caller import prefix_of
 from sollold.api.http.encoder import Encoder
-from sollold.api.http.off_loop import off_loop
 from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
@@ -73,7 +72,7 @@ from sollold.api.openai.sse import ChunkEncoder, SummedUsage
 from sollold.api.openai.text_completion import CompletionEncoder
 from sollold.errors import bad_request
 from sollold.models.listing import Listed
-from sollold.serving.request import Ask, Call, Engine
+from sollold.serving.request import Call, Engine
 
 
 class OpenAiRoutes:
@@ -139,26 +138,10 @@ class OpenAiRoutes:
         warnings: tuple[str, ...] = (),
         gathers: bool = False,
     ) -> web.StreamResponse:
-        """Answer a request; ``calls`` builds the call for each engine, off the loop if that may be slow."""
-        caller = caller_of(request, parsed.priority, parsed.timeout)
-
-        def build() -> tuple[Ask, Prepared]:
-            built, prepared = calls()
-            ask = build_ask(
-                caller,
-                parsed.model or listed.model.name,
-                listed,
-                built,
-                stream=stream,
-                keep_alive=parsed.keep_alive,
-                context=parsed.num_ctx,
-                embedding=embedding,
-                prefix=prefix,
-                placement=parsed.placement,
-            )
-            return ask, prepared
-
-        ask, prepared = await off_loop(request, body, build)
+        """Answer a request; ``calls``: see `v1_ask`."""
+        ask, prepared = await v1_ask(
+            request, body, parsed, listed, calls, stream=stream, embedding=embedding, prefix=prefix
+        )
         reply_context = self._context
         if embedding:
             # On these endpoints text that is too long is truncated, as Ollama does.
