@@ -369,7 +369,7 @@ def _place_on(
             return Refuse(Fault.TOO_BIG, f"{model.name}: {_no_room_for(ask, snapshot)}.")
         # Count memory that is being released: the decision considered it too, and it is free in a moment.
         roomiest = snapshot.fleet(build, [*replaced, *idle], later=snapshot.ending())
-        others = busy, snapshot.correction, snapshot.away(build)
+        others = busy, snapshot.correction, snapshot.away(build), snapshot.smaller
         # Where it can't be spread, it may run on one machine, as in `_choose`.
         alone_too = replace(request, always=False)
         return Refuse(

@@ -64,6 +64,7 @@ class ClusterSnapshot:
         drafters: by speculation setting: the models that could draft for this one, and why a named one is not
             among them.
         draft_stats: measured drafts for the model.
+        smaller: sizes in bytes of the model's smaller quantizations, by name.
     """
 
     records: tuple[Record, ...]
@@ -90,6 +91,7 @@ class ClusterSnapshot:
     correction: cost_model.Correction = cost_model.uncorrected
     drafters: Mapping[str, tuple[tuple[Drafter, ...], str]] = field(default_factory=dict)
     draft_stats: MeasuredDrafts = nothing_measured
+    smaller: Mapping[str, int] = field(default_factory=dict)
 
     def endpoints(self) -> list[tuple[Record, Endpoint]]:
         """Return every endpoint on a live node, except those that have just been ended."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from sollold.cluster.gossip.record import Endpoint
@@ -18,8 +18,9 @@ from sollold.leader.observations import Observations
 from sollold.leader.snapshot import ClusterSnapshot, runs_on_llama, with_refusals
 from sollold.models.footprint.shape import Shape
 from sollold.models.library import Library
+from sollold.models.listing import Listed
 from sollold.models.model import Model
-from sollold.models.names import unresolved
+from sollold.models.names import parse, unresolved
 from sollold.placement.cost_model import Correction
 from sollold.placement.request import AUTO, normalised_speculation
 from sollold.placement.speculation import Drafter, MeasuredDrafts
@@ -97,8 +98,12 @@ class SnapshotMaker:
             return Refuse(Fault.UNAVAILABLE, replaced, retry_after=1.0)
         holders = with_refusals(holders, self._view.live())
         shape, unread = await self._shape(holders)
-        candidates = await self._drafters(ask, holders[0][1])
-        return replace(self.of_model(holders, shape, excluded), drafters=candidates, unread=unread)
+        model = holders[0][1]
+        candidates = await self._drafters(ask, model)
+        snapshot = self.of_model(holders, shape, excluded)
+        return replace(
+            snapshot, drafters=candidates, unread=unread, smaller=_smaller(self._library.all(), model)
+        )
 
     def digest_now(self, model: str, digest: str) -> str:
         """Return the digest of the content that a name means now; ``digest`` if no node has the model."""
@@ -178,6 +183,20 @@ class SnapshotMaker:
             if usable:
                 await asyncio.sleep(pause)
         return None, why
+
+
+def _smaller(listed: Iterable[Listed], model: Model) -> dict[str, int]:
+    """Return name → size in bytes of the smaller quantizations of a model: other tags of the same name."""
+    same = [
+        other.model
+        for other in listed
+        if other.model.size < model.size
+        and (other.model.architecture, other.model.layers, other.model.width)
+        == (model.architecture, model.layers, model.width)
+        and runs_on_llama(other.model)
+    ]
+    base = replace(parse(model.name), tag="").key
+    return {other.name: other.size for other in same if replace(parse(other.name), tag="").key == base}
 
 
 def _has_content(ask: Ensure, holders: tuple[tuple[str, Model], ...]) -> bool:

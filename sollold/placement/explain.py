@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from types import MappingProxyType
 
 from sollold.facts import dataclass
 from sollold.models.footprint.footprint import Footprint
@@ -12,7 +13,13 @@ from sollold.models.gguf.tensor_types import by_name
 from sollold.placement import context, cost_model
 from sollold.placement.evaluate import Candidate
 from sollold.placement.inventory import DeviceCapacity, Fleet, Machine
-from sollold.placement.missing_memory import additional_machine, buffers_on_fewest, missing_on, usable
+from sollold.placement.missing_memory import (
+    additional_machine,
+    buffers_on_fewest,
+    largest_file,
+    missing_on,
+    usable,
+)
 from sollold.placement.planner import FootprintOf, PlacementChoice, choose
 from sollold.placement.request import MOST_DEVICES, PlacementRequest, Policy
 from sollold.settings.schema import GIB, MIB
@@ -20,8 +27,6 @@ from sollold.units import bytes_text
 
 LEAST_HELD_BACK = 64 * MIB
 """Minimum bytes that a node must hold back for a remedy to mention it."""
-LEAST_BITS = 1.8
-"""Bits per weight of the smallest quantization in use (IQ1_M)."""
 _MAX_AWAY = 8
 """Machines that are tried together, of those that take no part."""
 _WIDER_THAN_Q8 = {"f32", "f16", "bf16"}
@@ -76,8 +81,12 @@ def explain(
     busy: Sequence[Busy] = (),
     correction: cost_model.Correction = cost_model.uncorrected,
     away: Sequence[Away] = (),
+    smaller: Mapping[str, int] = MappingProxyType({}),
 ) -> Shortfall:
-    """Work out what is missing after `choose` found no placement, and try what would help."""
+    """Work out what is missing after `choose` found no placement, and try what would help.
+
+    ``smaller``: sizes in bytes of the model's smaller quantizations that the cluster has, by name.
+    """
     footprint = choice.footprint
     heads = [machine for machine in fleet.machines if machine.holds]
     weights = footprint.host_weights + sum(footprint.weights)
@@ -100,7 +109,9 @@ def explain(
         pieces = max(0, needed - estimate)
         weights = min(weights, needed - state)
         buffers = needed - weights - state
-    remedies = tuple(_remedies(request, fleet, footprint_of, footprint, busy, correction, missing, away))
+    remedies = tuple(
+        _remedies(request, fleet, footprint_of, footprint, busy, correction, missing, away, smaller)
+    )
     min_context = context.tokens(request, footprint.context_train)
     if not request.context:
         min_context = min(min_context, context.LEAST)
@@ -162,6 +173,7 @@ def _remedies(
     correction: cost_model.Correction,
     missing: int,
     away: Sequence[Away],
+    smaller: Mapping[str, int],
 ) -> list[str]:
     """Return what would help, each tried: phrases, the cheapest first."""
 
@@ -188,8 +200,12 @@ def _remedies(
         found.append("unloading " + " and ".join(held))
     found += _machine_remedies(fleet, away, fits_on)
     found += filter(None, (_programs_remedy(fleet, fits_on), _reserve_remedy(fleet, fits_on)))
-    if size := _max_size(request, footprint, lambda f: fits(request, fleet, f(footprint_of)) is not None):
-        found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")
+    if size := largest_file(request, footprint, lambda f: fits(request, fleet, f(footprint_of)) is not None):
+        present = max(
+            (n for n, other in smaller.items() if other <= size), key=smaller.__getitem__, default=""
+        )
+        named = f"{present}, which is here, or another" if present else "a"
+        found.append(f"a smaller quantization of the model: {named} file of at most {bytes_text(size)}")
     if request.distributed and not request.fixed:
         size = additional_machine(request, fleet, footprint, missing, fits_with=fits_on)
         if size:
@@ -332,39 +348,6 @@ def _machine_remedies(fleet: Fleet, away: Sequence[Away], fits_on: Callable[[Fle
         if len(steps) > 1 and fits_on(trial):
             return [" and ".join(steps)]
     return []
-
-
-def _max_size(
-    request: PlacementRequest,
-    footprint: Footprint,
-    fits_as: Callable[[Callable[[FootprintOf], FootprintOf]], bool],
-) -> int:
-    """Return the size in bytes of the largest file of this model that would fit; 0 when none would."""
-    size = request.size or footprint.host_weights + sum(footprint.weights)
-
-    def fits(share: float) -> bool:
-        return fits_as(lambda footprint_of: lambda run: _scaled(footprint_of(run), share))
-
-    lowest = request.parameters * LEAST_BITS / 8 / size if request.parameters else 0.1
-    if lowest >= 1 or not fits(lowest):
-        return 0
-    low, high = lowest, 1.0
-    while high - low > 0.01:
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return int(size * low)
-
-
-def _scaled(footprint: Footprint, share: float) -> Footprint:
-    """Return the footprint with weights scaled to ``share`` of their size."""
-    return replace(
-        footprint,
-        weights=tuple(int(size * share) for size in footprint.weights),
-        active=tuple(int(size * share) for size in footprint.active),
-        host_weights=int(footprint.host_weights * share),
-        largest_tensor=int(footprint.largest_tensor * share),
-        largest=tuple(int(size * share) for size in footprint.largest),
-    )
 
 
 def _with_released(fleet: Fleet, deployment: Busy) -> Fleet:

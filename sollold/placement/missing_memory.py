@@ -1,4 +1,4 @@
-"""Computes how much memory a model that does not fit needs, and how much of it is missing. Pure."""
+"""Computes how much memory a model that does not fit needs, how much is missing, and what would fit. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from sollold.machine.device import PROCESSOR, Kind
 from sollold.models.footprint.footprint import Footprint
 from sollold.placement.evaluate import host_share
 from sollold.placement.inventory import DeviceCapacity, Fleet, Machine
+from sollold.placement.planner import FootprintOf
 from sollold.placement.request import PlacementRequest
 from sollold.placement.search import FEW
 from sollold.settings.schema import GIB, MIB, NodeSettings, PlacementSettings
 
 _STEP = 4 * MIB
 """Accuracy of the missing bytes."""
+_LEAST_BITS = 1.8
+"""Bits per weight of the smallest quantization in use (IQ1_M)."""
 
 
 def usable(request: PlacementRequest, fleet: Fleet, alone: Machine | None) -> Sequence[Machine]:
@@ -102,3 +105,36 @@ def additional_machine(
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high * GIB
+
+
+def largest_file(
+    request: PlacementRequest,
+    footprint: Footprint,
+    fits_as: Callable[[Callable[[FootprintOf], FootprintOf]], bool],
+) -> int:
+    """Return the size in bytes of the largest file of this model that would fit; 0 when none would."""
+    size = request.size or footprint.host_weights + sum(footprint.weights)
+
+    def fits(share: float) -> bool:
+        return fits_as(lambda footprint_of: lambda run: _scaled(footprint_of(run), share))
+
+    lowest = request.parameters * _LEAST_BITS / 8 / size if request.parameters else 0.1
+    if lowest >= 1 or not fits(lowest):
+        return 0
+    low, high = lowest, 1.0
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return int(size * low)
+
+
+def _scaled(footprint: Footprint, share: float) -> Footprint:
+    """Return the footprint with weights scaled to ``share`` of their size."""
+    return replace(
+        footprint,
+        weights=tuple(int(size * share) for size in footprint.weights),
+        active=tuple(int(size * share) for size in footprint.active),
+        host_weights=int(footprint.host_weights * share),
+        largest_tensor=int(footprint.largest_tensor * share),
+        largest=tuple(int(size * share) for size in footprint.largest),
+    )

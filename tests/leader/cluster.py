@@ -22,6 +22,7 @@ from sollold.machine.device import Device, Kind
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.vocabulary import compatible
 from sollold.models.library import Library
+from sollold.models.listing import Listed
 from sollold.models.model import Model
 from sollold.models.names import Resolved, resolve
 from sollold.settings.schema import ModelSettings, PlacementSettings, Settings
@@ -260,6 +261,10 @@ class Cluster(RpcClient, Library):
         return tuple(
             (node.id, model) for node in self.nodes.values() for model in node.models if model.name == found
         )
+
+    def all(self) -> tuple[Listed, ...]:
+        names = sorted({model.name for node in self.nodes.values() for model in node.models})
+        return tuple(Listed(found[0][1], tuple(n for n, _ in found)) for found in map(self.find, names))
 
     def nodes_with(self, digest: str) -> tuple[str, ...]:
         return tuple(n.id for n in self.nodes.values() if any(m.digest == digest for m in n.models))

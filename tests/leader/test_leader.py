@@ -468,3 +468,18 @@ async def test_what_would_help_a_model_to_be_spread_is_tried_on_one_machine_too(
     preview = await cluster.planner.preview(ENSURE)
     assert preview.missing is not None and 0 < preview.missing.missing < 300 * MIB
     assert any("a smaller quantization" in remedy for remedy in preview.missing.remedies)
+
+
+async def test_a_smaller_quantization_that_the_cluster_has_is_named() -> None:
+    cluster = Cluster(SETTINGS)
+    others = [
+        model("demo:q4_K_M", "d2", size=500 * MIB),
+        model("demo:q6_K", "d3", size=750 * MIB),
+        model("demo:other", "d4", size=510 * MIB, layers=8),
+        model("mine:q4_K_M", "d5", size=510 * MIB),
+    ]
+    cluster.add("a", 700 * MIB, model(), *others)
+    preview = await cluster.planner.preview(ENSURE)
+    assert preview.missing is not None
+    (remedy,) = [text for text in preview.missing.remedies if "quantization" in text]
+    assert "model: demo:q4_K_M, which is here, or another file of at most" in remedy
