@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import gzip
 import json
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from typing import Any
 
@@ -172,6 +173,34 @@ async def test_no_body_blocks_other_requests(serve: Serve, http: ClientSession, 
             assert answer.status == 200
         writer.close()
     assert loop.longest < 0.05
+
+
+def zstd_bodies(compress: Callable[[bytes], bytes]) -> dict[str, tuple[bytes, int]]:
+    """Bodies compressed with zstd, and the statuses of the responses."""
+    raw = b'{"model":"none"}'
+    return {
+        "one frame": (compress(raw), 404),
+        "two frames": (compress(raw[:5]) + compress(raw[5:]), 404),
+        "a long one": (compress(raw + b" " * (3 * MIB)), 404),
+        "cut off": (compress(raw)[:-4], 400),
+        "no frame": (raw, 400),
+        "zeros": (compress(bytes(64 * MIB)), 413),
+        "many frames": (compress(b" " * 9) * 50_000 + compress(raw), 404),
+        # A frame with a window of 1 GiB: magic number, descriptor, window, and an empty block.
+        "a large window": (bytes.fromhex("28b52ffd00a0010000"), 400),
+    }
+
+
+async def test_zstd_bodies(serve: Serve, http: ClientSession) -> None:
+    zstd = pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    url = await serve(parts())
+    for name, (body, status) in zstd_bodies(zstd.compress).items():
+        async with (
+            watched() as loop,
+            http.post(f"{url}/api/show", data=body, headers={"Content-Encoding": "zstd"}) as answer,
+        ):
+            assert answer.status == status, (name, await answer.text())
+        assert loop.longest < 0.05, name
 
 
 @pytest.mark.parametrize(
