@@ -163,12 +163,7 @@ class Activity:
         return stats
 
 
-# Each pattern begins with its quotation mark and looks behind afterwards, so that the search can skip from
-# one mark to the next.
-_GENERATED = re.compile(rb'"(?<!\\")(?:predicted_n|completion_tokens|eval_count)":\s*(\d{1,9})')
-_PROMPT = re.compile(rb'"(?<!\\")(?:prompt_tokens|prompt_eval_count)":\s*(\d{1,9})')
-_PROMPT_READ = re.compile(rb'"(?<!\\")(?:prompt_n|cache_n)":\s*(\d{1,9})')
-_GENERATION = re.compile(rb'"(?<!\\")(?:predicted_ms|(eval_duration))":\s*(\d{1,18}(?:\.\d{1,9})?)')
+_NUMBER = re.compile(rb"\s*(\d{1,18}(?:\.\d{1,9})?)")
 _TAIL_BYTES = 4096
 """Bytes at the end of a response that contain its token counts."""
 
@@ -180,20 +175,29 @@ def token_counts(*events: bytes) -> tuple[int, int] | None:
     """
     # Slice before joining, so as not to copy a long response.
     tail = b"\n".join([event[-_TAIL_BYTES:] for event in events])[-_TAIL_BYTES:]
-    generated = _GENERATED.findall(tail)
-    prompt = _PROMPT.findall(tail)
-    if not prompt:
-        read = _PROMPT_READ.findall(tail)
-        prompt = [sum(map(int, read[-2:]))] if read else []
-    if not generated and not prompt:
+    generated = _last(tail, "predicted_n", "completion_tokens", "eval_count")
+    prompt = _last(tail, "prompt_tokens", "prompt_eval_count")
+    if prompt is None and (read := _last(tail, "prompt_n")) is not None:
+        prompt = read + (_last(tail, "cache_n") or 0)
+    if generated is None and prompt is None:
         return None
-    return int(prompt[-1]) if prompt else 0, int(generated[-1]) if generated else 0
+    return int(prompt or 0), int(generated or 0)
 
 
 def generation_seconds(answer: bytes) -> float | None:
     """Return how long an engine generated the text of a whole answer; None if the answer does not say it."""
-    found = _GENERATION.findall(answer[-_TAIL_BYTES:])
-    if not found:
-        return None
-    nanoseconds, duration = found[-1]
-    return float(duration) / (1e9 if nanoseconds else 1e3)
+    tail = answer[-_TAIL_BYTES:]
+    if (milliseconds := _last(tail, "predicted_ms")) is not None:
+        return milliseconds / 1e3
+    nanoseconds = _last(tail, "eval_duration")
+    return nanoseconds / 1e9 if nanoseconds is not None else None
+
+
+def _last(tail: bytes, *names: str) -> float | None:
+    """Return the last number in ``tail`` that has the first of ``names`` with one."""
+    for name in names:
+        key = f'"{name}":'.encode()
+        start = tail.rfind(key)
+        if start >= 0 and (number := _NUMBER.match(tail, start + len(key))):
+            return float(number[1])
+    return None

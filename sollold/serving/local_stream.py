@@ -75,7 +75,8 @@ class Figures(msgspec.Struct, frozen=True):
 
 def figures_in(tail: bytes) -> Figures | None:
     """Return the figures at the end of a response; None if there are none."""
-    if match := _LLAMA_SPEED.search(tail):
+    start = tail.rfind(b'"predicted_n":')
+    if start >= 0 and (match := _LLAMA_SPEED.match(tail, start)):
         speed, tokens = float(match[2]), int(match[1])
         if not (isfinite(speed) and speed > 0):
             return None
