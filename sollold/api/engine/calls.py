@@ -54,9 +54,9 @@ def ollama_body(body: dict[str, Any], model: Model | None = None) -> dict[str, A
         out.pop("reasoning_effort", None)
     elif isinstance(effort, str) and effort in _EFFORTS:
         out["reasoning_effort"] = _EFFORTS[effort]
-    own = own_parameters(model) if model is not None else {}
-    for name, value in sampling_fields({name: own.get(name) for name in _REPLACED}).items():
-        out.setdefault(name, value)
+    if model is not None and (own := own_parameters(model)):
+        for name, value in sampling_fields({name: own.get(name) for name in _REPLACED}).items():
+            out.setdefault(name, value)
     messages = out.get("messages")
     if isinstance(messages, list):
         out["messages"] = [_ollama_message(message) for message in messages]

@@ -28,7 +28,7 @@ def are_results(messages: Sequence[Mapping[str, Any]]) -> list[bool]:
     OpenAI's tool messages have no images, so agents (Cline, pi, opencode) send them in a user message
     directly after the results.
     """
-    roles = ["", *(str(message.get("role")).strip().lower() for message in messages)]
+    roles = ["", *[str(message.get("role")).strip().lower() for message in messages]]
     return [role in _TOOL or (role == "user" and last in _TOOL) for last, role in itertools.pairwise(roles)]
 
 

@@ -70,8 +70,9 @@ def own_context(model: Model) -> int:
 
 def with_modelfile(messages: list[dict[str, Any]], model: Model) -> list[dict[str, Any]]:
     """Return ``messages`` after the model's SYSTEM, unless they have their own, and its MESSAGEs."""
-    has_system = any(message.get("role") in _SYSTEM for message in messages)
-    system = [{"role": "system", "content": model.system}] if model.system and not has_system else []
+    system = []
+    if model.system and not any(message.get("role") in _SYSTEM for message in messages):
+        system = [{"role": "system", "content": model.system}]
     return [*system, *own_messages(model), *messages]
 
 

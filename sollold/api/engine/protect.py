@@ -102,7 +102,8 @@ def protected(calls: dict[Engine, Call], media: Media | None = None) -> dict[Eng
 def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[str, Any]:
     _check_media(body, media or _NO_MEDIA)
     # Most requests have none of these.
-    for name in sorted(_CHECKED_FIELDS & body.keys()):
+    checked = () if _CHECKED_FIELDS.isdisjoint(body) else sorted(_CHECKED_FIELDS & body.keys())
+    for name in checked:
         # An Ollama makes no grammar of tools, so theirs do not add up.
         separate = name == "tools" and engine is Engine.OLLAMA and isinstance(body[name], list)
         for value in body[name] if separate else (body[name],):
@@ -121,8 +122,11 @@ def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[
 
 def _bounded(values: dict[str, Any]) -> dict[str, Any]:
     """Lower numbers that are too large for an engine to its maximum, which means the same."""
-    limited = _MAX_NUMBERS.keys() & values.keys()
-    large = {name: _MAX_NUMBERS[name] for name in limited if _exceeds(values[name], _MAX_NUMBERS[name])}
+    large = {
+        name: limit
+        for name, limit in _MAX_NUMBERS.items()
+        if name in values and _exceeds(values[name], limit)
+    }
     return {**values, **large} if large else values
 
 
