@@ -42,6 +42,7 @@ class Refusal(Exception):
 
     ``final``: the request must not be retried automatically, although a later attempt might succeed.
     ``field``: the invalid field of the request, if there is one.
+    ``code``: OpenAI's code for it, if clients act on that, and ``fault`` does not imply it.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Refusal(Exception):
         status: int = 0,
         final: bool = False,
         field: str = "",
+        code: str = "",
     ) -> None:
         # The message may quote client input of any length.
         message = message if len(message) <= _MAX_CHARACTERS else message[:_MAX_CHARACTERS] + "…"
@@ -63,6 +65,7 @@ class Refusal(Exception):
         self.status = status
         self.final = final
         self.field = field
+        self.code = code
 
 
 def bad_request(message: str, *, field: str = "", status: int = 0) -> Refusal:

@@ -138,6 +138,8 @@ async def test_streamed_responses_are_stored_and_items_are_found_by_reference(
     body = {"model": "demo", "input": "a", "previous_response_id": "resp_none"}
     status, refusal, _ = await post(http, f"{url}/v1/responses", body)
     assert status == 400 and "resp_none" in refusal["error"]["message"]
+    # By which clients know that they must send the whole conversation.
+    assert refusal["error"]["code"] == "previous_response_not_found"
 
 
 async def test_custom_tools_are_called_with_text_input(serve: Serve, http: ClientSession) -> None:

@@ -101,7 +101,7 @@ def refusal_object(dialect: Dialect, refusal: Refusal, request: str = "") -> dic
 
     A prompt that is too long gets the code or message by which agents recognize that they must shorten it.
     """
-    message, code = refusal.message, _CODES.get(refusal.fault)
+    message, code = refusal.message, refusal.code or _CODES.get(refusal.fault)
     if refusal.fault is Fault.ENGINE and longest_input(message) is not None:
         code = "context_length_exceeded"
         if dialect is Dialect.ANTHROPIC:

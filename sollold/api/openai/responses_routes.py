@@ -31,7 +31,7 @@ from sollold.api.openai.responses_events import ResponseEvents
 from sollold.api.openai.responses_request import response_body, response_warnings
 from sollold.api.openai.responses_tools import own_tools
 from sollold.control.responses import StoredResponse, input_id
-from sollold.errors import bad_request
+from sollold.errors import Fault, Refusal, bad_request
 from sollold.serving.request import Call
 
 _MAX_REFERENCED_BYTES = 24 << 20
@@ -161,7 +161,8 @@ class ResponsesRoutes:
         history = await self._services.responses.conversation(id_, client)
         if history is None:
             message = f"Previous response with id '{id_[:100]}' not found. Send the whole conversation."
-            raise bad_request(message, field="previous_response_id")
+            field, code = "previous_response_id", "previous_response_not_found"
+            raise Refusal(Fault.BAD_REQUEST, message, field=field, code=code)
         return history
 
     async def _stored(self, request: web.Request, *, delete: bool = False) -> StoredResponse:
