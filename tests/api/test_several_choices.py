@@ -87,6 +87,23 @@ async def test_usage_of_ollama_with_one_choice_is_correct(serve: Serve, http: Cl
     assert json.loads(last.removeprefix("data: "))["usage"] == usage_of(8, 5) | {"total_tokens": 13}
 
 
+@pytest.mark.parametrize("choices", [1, 2])
+@pytest.mark.parametrize(("fields", "shown"), [({}, 0), ({"top_logprobs": 0}, 0), ({"top_logprobs": 1}, 1)])
+async def test_tokens_have_as_many_alternatives_as_requested(
+    serve: Serve, http: ClientSession, fields: dict[str, Any], shown: int, choices: int
+) -> None:
+    alternative = {"token": "a", "logprob": -1.0, "bytes": [97]}
+    event = delta_chunk(0, content="a")
+    event["choices"][0]["logprobs"] = {"content": [{**alternative, "top_logprobs": [alternative]}]}
+    url = await serve(parts(ScriptedService(event, *chat_ends(0, usage_of(1, 1)))))
+    body = {"model": "demo", "logprobs": True, "n": choices, "stream": choices == 1, **HI, **fields}
+    async with http.post(url + CHAT, json=body) as answer:
+        text = (await answer.read()).decode()
+    first = json.loads(text.split("\n\n")[0].removeprefix("data: "))
+    rows = [{**alternative, "top_logprobs": [alternative][:shown]}]
+    assert first["choices"][0]["logprobs"] == {"content": rows, "refusal": None}
+
+
 def tool_piece(index: int, **function: str) -> dict[str, Any]:
     piece: dict[str, Any] = {"index": 0, "function": function}
     if "name" in function:

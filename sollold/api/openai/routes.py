@@ -185,7 +185,12 @@ class OpenAiRoutes:
             name = chat.model or listed.model.name
             legacy = chat.uses_functions
             chunks = ChunkEncoder(
-                name, prefix, counted=chat.counted, summed=summed, calls_function=legacy and not gathers
+                name,
+                prefix,
+                counted=chat.counted,
+                summed=summed,
+                calls_function=legacy and not gathers,
+                alternatives=(chat.top_logprobs or 0) if chat.logprobs else None,
             )
             return GatheredChoices(chunks, calls_function=legacy) if gathers else chunks
 

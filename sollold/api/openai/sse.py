@@ -76,13 +76,16 @@ class ChunkEncoder(SseEncoder):
         counted: bool = True,
         summed: SummedUsage | None = None,
         calls_function: bool = False,
+        alternatives: int | None = None,
     ) -> None:
         """``model``: the caller's name for it; ``prefix``: the beginning of the answer that the caller sent;
         ``counted``: whether the caller wants the chunk with the usage, which is always requested of Ollama;
         ``summed``: the sum of the usage, for a streamed completion or a chat with several choices;
-        ``calls_function``: whether the caller expects a ``function_call``, not ``tool_calls``.
+        ``calls_function``: whether the caller expects a ``function_call``, not ``tool_calls``;
+        ``alternatives``: number of alternatives per token, for a chat with log-probabilities.
         """
         self._calls_function = calls_function
+        self._alternatives = alternatives
         self._summed = summed
         self._counted = counted
         self._named = b'"model":' + msgspec.json.encode(model)
@@ -100,6 +103,8 @@ class ChunkEncoder(SseEncoder):
             raw = _with_both_reasonings(raw)
         if b'"logprob"' in raw:
             raw = with_shown_logprobs(raw)
+            if self._alternatives is not None:
+                raw = edit_each(raw, self._complete_logprobs)
         # Searched for once, and then only replaced.
         if not self._engines_name or self._engines_name not in raw:
             match = _MODEL.search(raw)
@@ -107,6 +112,15 @@ class ChunkEncoder(SseEncoder):
                 return raw
             self._engines_name = match[0]
         return raw.replace(self._engines_name, self._named, 1)
+
+    def _complete_logprobs(self, choice: dict[str, Any]) -> None:
+        """Add the field that OpenAI's schema requires, and remove unrequested alternatives.
+
+        llama-server provides at least one.
+        """
+        choice["logprobs"].setdefault("refusal", None)
+        for row in choice["logprobs"]["content"]:
+            row["top_logprobs"] = row["top_logprobs"][: self._alternatives]
 
     def event(self, raw: bytes) -> bytes:
         """Return the event; empty for one with only the usage, if the caller does not want it."""
