@@ -46,6 +46,30 @@ async def test_models_are_listed_under_any_prefix(serve: Serve, http: ClientSess
             assert answer.status == 404, path
 
 
+async def test_a_base_url_that_ends_in_v1_is_accepted_for_llama_servers_own_paths(
+    serve: Serve, http: ClientSession
+) -> None:
+    url = await serve(parts())
+    async with http.get(f"{url}/v1/health") as answer:
+        assert answer.status == 200
+    for path in ("/v1/tokenize", "/v1/infill", "/v1/apply-template", "/v1/v1/detokenize"):
+        async with http.post(f"{url}{path}", json={"model": "none"}) as answer:
+            message = (await answer.json())["error"]["message"]
+            assert "unknown path" not in message, (path, message)
+
+
+@pytest.mark.parametrize(
+    ("path", "instead"),
+    [("/props", "/api/show"), ("/api/v0/models", "/v1/models"), ("/completion", "/v1/completions")],
+)
+async def test_paths_of_other_servers_are_answered_with_what_replaces_them(
+    serve: Serve, http: ClientSession, path: str, instead: str
+) -> None:
+    url = await serve(parts())
+    async with http.get(url + path) as answer:
+        assert answer.status == 404 and f"use {instead}" in await answer.text()
+
+
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_byte_order_mark_is_ignored(serve: Serve, http: ClientSession, path: str) -> None:
     service = text_service()

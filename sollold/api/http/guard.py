@@ -43,6 +43,18 @@ _OPENAI_PATH = re.compile(r"/(?:chat/completions|completions|embeddings|models|r
 _RERANK_PATH = re.compile(r"(?:/v[12])?/rerank(?:ing)?")
 """Paths of llama-server, Jina and Cohere."""
 
+_ROOT_PATH = re.compile(r"/v1(/(?:health|infill|tokenize|detokenize|apply-template))")
+"""Paths without a prefix, of clients whose base URL ends in one."""
+_INSTEAD = {
+    "/completion": "/v1/completions",
+    "/embedding": "/v1/embeddings",
+    "/props": "/api/show and /api/ps",
+    "/slots": "/api/ps and /api/cluster/requests",
+    "/api/v0/models": "/v1/models",
+    "/api/v0/chat/completions": "/v1/chat/completions",
+}
+"""What replaces paths of llama-server and LM Studio that are not served: clients identify those by them."""
+
 
 def canonical_path(path: str) -> str:
     """Return a path that has no route in the form that routes have.
@@ -54,6 +66,8 @@ def canonical_path(path: str) -> str:
     path = _PREFIXES.sub(r"\1", path)
     if _RERANK_PATH.fullmatch(path):
         return "/v1/rerank"
+    if root := _ROOT_PATH.fullmatch(path):
+        return root[1]
     return f"/v1{path}" if _OPENAI_PATH.match(path) else path
 
 
@@ -157,7 +171,9 @@ class Guard:
     ) -> web.StreamResponse:
         renamed = await _renamed(request)
         if renamed is None:
-            message = f"unknown path {request.path[:200]}; /openapi.json lists all routes"
+            instead = _INSTEAD.get(request.path)
+            advice = f"use {instead}; " if instead else ""
+            message = f"unknown path {request.path[:200]}; {advice}/openapi.json lists all routes"
             return json_response_of(dialect, 404, message, exchange.id)
         other = msgspec.structs.replace(exchange, route=route_of(renamed))
         adopt(renamed, other)
