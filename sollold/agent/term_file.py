@@ -10,8 +10,7 @@ import msgspec
 
 from sollold.cluster.gossip.term import Term, follows
 from sollold.errors import system_reason
-from sollold.settings.state_file import read_bounded, write_whole
-from sollold.undecodable import UNDECODABLE
+from sollold.settings.state_file import read_json, write_whole
 
 log = logging.getLogger("sollold.agent")
 
@@ -33,16 +32,11 @@ class TermFile:
 
     def read(self) -> Term:
         """Read an earlier run's term; the zero term if the file is missing or damaged. Blocks."""
-        try:
-            found = msgspec.json.decode(read_bounded(self._path), type=Term)
-            if not follows(found, Term()):
-                log.warning("%s names term %d, which is impossible; it is ignored", self._path, found.counter)
-                return self.on_disk
+        found = read_json(self._path, Term) or Term()
+        if follows(found, Term()):
             self.on_disk = found
-        except FileNotFoundError:
-            pass
-        except (OSError, *UNDECODABLE) as error:
-            log.warning("the newest term can't be read from %s: %s", self._path, error)
+        else:
+            log.warning("%s names term %d, which is impossible; it is ignored", self._path, found.counter)
         return self.on_disk
 
     async def keep(self, term: Term) -> str:

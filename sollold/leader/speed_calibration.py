@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -27,10 +26,9 @@ from sollold.placement.inventory import DeviceCapacity, Link, joined, links_betw
 from sollold.placement.speculation import MeasuredDrafts
 from sollold.placement.speculation_gain import AcceptanceHistory, Measured
 from sollold.retry import LogAndRetry
-from sollold.settings.state_file import write_whole
+from sollold.settings.state_file import read_json, write_whole
 from sollold.tasks import cancel_and_wait
 from sollold.turns import next_turn
-from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.leader")
 
@@ -41,7 +39,6 @@ NEWS = 0.03
 """Fraction by which a measured speed must change to be used again."""
 FEW = 32
 """Minimum new tokens of a deployment before its drafts are counted."""
-Fact = TypeVar("Fact", Factor, Measured)
 
 
 class SpeedCalibration:
@@ -69,9 +66,11 @@ class SpeedCalibration:
 
     async def start(self) -> None:
         """Read the stored measurements and start watching."""
-        self._saved = await asyncio.to_thread(_read, self._path, Factor)
+        saved = await asyncio.to_thread(read_json, self._path, tuple[Factor, ...])
+        self._saved = saved or ()
         self._feedback = Calibration(self._saved)
-        self._saved_drafts = await asyncio.to_thread(_read, self._drafts_path, Measured)
+        drafts = await asyncio.to_thread(read_json, self._drafts_path, tuple[Measured, ...])
+        self._saved_drafts = drafts or ()
         self._acceptance = AcceptanceHistory(self._saved_drafts)
         self._unsubscribe = self._view.subscribe(self._changed.set)
         self._task = asyncio.create_task(self._run(), name="measured speeds")
@@ -203,16 +202,6 @@ def _link(
     if capacity.kind is Kind.CPU and index > 0:
         return cost_model.LOOPBACK
     return None
-
-
-def _read(path: Path, kind: type[Fact]) -> tuple[Fact, ...]:
-    try:
-        return tuple(msgspec.json.decode(path.read_bytes(), type=list[kind]))  # type: ignore[valid-type]
-    except FileNotFoundError:
-        return ()
-    except (OSError, *UNDECODABLE) as error:
-        log.warning("the measured speeds in %s can't be read; starting over: %s", path, error)
-        return ()
 
 
 async def _save_facts(path: Path, facts: tuple[Factor, ...] | tuple[Measured, ...]) -> bool:

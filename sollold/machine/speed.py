@@ -23,8 +23,7 @@ import psutil
 from sollold.facts import dataclass
 from sollold.machine.memory import memory
 from sollold.settings.schema import MIB
-from sollold.settings.state_file import write_whole
-from sollold.undecodable import UNDECODABLE
+from sollold.settings.state_file import read_json, write_whole
 
 log = logging.getLogger("sollold.machine")
 
@@ -61,12 +60,9 @@ def speed(path: Path) -> Speed:
     Blocks: call it off the loop.
     """
     processor = processor_name()
-    try:
-        stored = msgspec.json.decode(path.read_bytes(), type=Speed)
-        if (stored.processor, stored.cores) == (processor, cores()):
-            return stored
-    except (OSError, *UNDECODABLE):
-        pass
+    stored = read_json(path, Speed)
+    if stored is not None and (stored.processor, stored.cores) == (processor, cores()):
+        return stored
     fresh = Speed(processor, cores(), bandwidth(cores(), memory().free), compute())
     if not fresh.bandwidth:
         log.info("the processor's speed could not be measured; the next start tries again")

@@ -10,11 +10,18 @@ import shlex
 import tempfile
 import threading
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from sollold.errors import system_reason
+from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.settings")
 
+T = TypeVar("T")
+
+_MAX_JSON_BYTES = 16 << 20
 _TEMPORARY = re.compile(r"\.\d+-\d+\.new$")
 
 
@@ -109,3 +116,14 @@ def read_bounded(path: Path, limit: int = 1 << 20) -> bytes:
     """
     with path.open("rb") as file:
         return file.read(limit)
+
+
+def read_json(path: Path, kind: type[T]) -> T | None:
+    """Return the content of a JSON file; None if it is missing, or can't be read, which is logged. Blocks."""
+    try:
+        return msgspec.json.decode(read_bounded(path, _MAX_JSON_BYTES), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, *UNDECODABLE) as error:
+        log.warning("%s can't be read, and is ignored: %s", path, error)
+        return None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sollold.settings.state_file import why_not_writable, write_whole
+from sollold.settings.state_file import read_json, why_not_writable, write_whole
 
 
 class FileOnFullDisk:
@@ -57,3 +57,15 @@ def test_two_threads_may_write_the_same_file(tmp_path: Path, monkeypatch: pytest
         list(threads.map(lambda content: write_whole(path, content), contents))
     assert path.read_bytes() in contents
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("content", "found"), [(b"[1, 2]", [1, 2]), (b"[1, ", None), (b'["\xff"]', None)])
+def test_a_damaged_file_is_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes, found: list[int] | None
+) -> None:
+    path = tmp_path / "numbers.json"
+    assert read_json(path, list[int]) is None
+    assert not caplog.text, "it is missing"
+    path.write_bytes(content)
+    assert read_json(path, list[int]) == found
+    assert (f"{path} can't be read" in caplog.text) is (found is None)

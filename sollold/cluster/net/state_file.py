@@ -18,10 +18,9 @@ from sollold.cluster.gossip.actions import Address, PersistedState
 from sollold.cluster.gossip.term import Term, follows
 from sollold.errors import system_words
 from sollold.facts import dataclass
-from sollold.settings.state_file import read_bounded, write_whole
+from sollold.settings.state_file import read_json, write_whole
 from sollold.tasks import cancel_and_wait
 from sollold.turns import sleep_until_set
-from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.cluster")
 
@@ -138,13 +137,7 @@ class KeptFile:
 
     def read(self) -> PersistedState:
         """Return the last run's state; an empty one if the file is missing or damaged (peers know it)."""
-        try:
-            kept = msgspec.json.decode(read_bounded(self._path), type=PersistedState)
-        except FileNotFoundError:
-            return PersistedState()
-        except (OSError, *UNDECODABLE) as error:
-            log.warning("%s can't be read, its contents are recovered from the peers: %s", self._path, error)
-            return PersistedState()
+        kept = read_json(self._path, PersistedState) or PersistedState()
         if checked(kept) != kept:
             log.warning("%s has implausible values, which are ignored", self._path)
         return checked(kept)
@@ -174,13 +167,7 @@ class PeersFile:
 
     def read(self) -> tuple[Peer, ...]:
         """Return the remembered peers; none if the file is missing or damaged."""
-        try:
-            return msgspec.json.decode(read_bounded(self._path), type=tuple[Peer, ...])[:_MAX_PEERS]
-        except FileNotFoundError:
-            return ()
-        except (OSError, *UNDECODABLE) as error:
-            log.warning("the remembered peers in %s can't be read: %s", self._path, error)
-            return ()
+        return (read_json(self._path, tuple[Peer, ...]) or ())[:_MAX_PEERS]
 
     def write(self, peers: tuple[Peer, ...]) -> None:
         """Replace the file.

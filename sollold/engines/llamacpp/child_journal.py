@@ -18,8 +18,7 @@ import msgspec
 import psutil
 
 from sollold.facts import dataclass
-from sollold.settings.state_file import write_whole
-from sollold.undecodable import UNDECODABLE
+from sollold.settings.state_file import read_json, write_whole
 
 log = logging.getLogger("sollold.engines")
 
@@ -86,7 +85,8 @@ class Journal:
         Returns the killed children.
         """
         with self._lock:
-            killed = [child for child in self._read() if _alive(child)]
+            journal = read_json(self._path, list[ChildProcess]) or []
+            killed = [child for child in journal if _alive(child)]
             for child in killed:
                 log.warning("killing %s (pid %d), left by an earlier run", child.name, child.pid)
                 _kill(child.pid)
@@ -102,15 +102,6 @@ class Journal:
             with contextlib.suppress(OSError):
                 self._write()
         return killed
-
-    def _read(self) -> list[ChildProcess]:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[ChildProcess])
-        except FileNotFoundError:
-            return []
-        except (OSError, *UNDECODABLE) as error:
-            log.warning("the journal %s can't be read: %s", self._path, error)
-            return []
 
     def _write(self) -> None:
         # Whatever stops the machine stops the children too: the file need not survive that.

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -33,8 +32,7 @@ from sollold.models.model import Model
 from sollold.models.stores.patient_read import read_patiently
 from sollold.placement.plan import Plan
 from sollold.settings.schema import MIB
-from sollold.settings.state_file import write_whole
-from sollold.undecodable import UNDECODABLE
+from sollold.settings.state_file import read_json, write_whole
 from sollold.units import bytes_text
 
 log = logging.getLogger("sollold.engines")
@@ -93,8 +91,8 @@ class FitCheck:
 
     async def _cached(self) -> dict[str, ReportedMemory]:
         if self._known is None:
-            read = await asyncio.to_thread(_read, self._path)
-            self._known = self._known if self._known is not None else dict(read)
+            read = await asyncio.to_thread(read_json, self._path, dict[str, ReportedMemory])
+            self._known = self._known if self._known is not None else read or {}
         return self._known
 
     def _write(self, data: bytes) -> None:
@@ -189,13 +187,3 @@ def _vocabulary(path: str) -> int:
         return shape_of(reader.read(path)).n_vocab
     except (OSError, GgufError):
         return 0
-
-
-def _read(path: Path) -> Mapping[str, ReportedMemory]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, ReportedMemory])
-    except FileNotFoundError:
-        return {}
-    except (OSError, *UNDECODABLE) as error:
-        log.info("the earlier answers of %s can't be read from %s: %s", PROGRAM, path, error)
-        return {}

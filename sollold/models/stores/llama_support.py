@@ -16,8 +16,7 @@ import msgspec
 
 from sollold.facts import dataclass
 from sollold.models.gguf.header import Array, Header
-from sollold.settings.state_file import write_whole
-from sollold.undecodable import UNDECODABLE
+from sollold.settings.state_file import read_json, write_whole
 
 log = logging.getLogger("sollold.models")
 
@@ -134,10 +133,7 @@ class RefusedModels:
 
     def load(self) -> None:
         """Read the stored refusals. A damaged file counts as empty."""
-        try:
-            self._reasons = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
-        except (OSError, *UNDECODABLE):
-            self._reasons = {}
+        self._reasons = read_json(self._path, dict[str, str]) or {}
 
     def reason(self, digest: str, build: str) -> str:
         """Return why this build refused the content; empty if it did not."""

@@ -15,8 +15,7 @@ import msgspec
 from sollold.models.model import Model
 from sollold.models.names import LONGEST, of_file, parse
 from sollold.models.stores.scan_result import Problem
-from sollold.settings.state_file import write_whole
-from sollold.undecodable import UNDECODABLE
+from sollold.settings.state_file import read_json, write_whole
 
 log = logging.getLogger("sollold.models")
 
@@ -33,10 +32,7 @@ class NameOwners:
 
     def read(self) -> None:
         """Read the owners stored by an earlier run; none if the file is missing or damaged."""
-        try:
-            self._owners = msgspec.json.decode(self._path.read_bytes(), type=dict[str, tuple[str, float]])
-        except (OSError, *UNDECODABLE):
-            self._owners = {}
+        self._owners = read_json(self._path, dict[str, tuple[str, float]]) or {}
 
     def write(self) -> None:
         """Store the owners for the next run; if that fails, only the precedence of names is lost."""
