@@ -11,11 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Placed, Record, State
 from sollold.cluster.net.view import View
-from sollold.errors import system_reason
 from sollold.machine.device import Kind
 from sollold.models.footprint.shape import Shape
 from sollold.models.library import Library
@@ -26,7 +23,7 @@ from sollold.placement.inventory import DeviceCapacity, Link, joined, links_betw
 from sollold.placement.speculation import MeasuredDrafts
 from sollold.placement.speculation_gain import AcceptanceHistory, Measured
 from sollold.retry import LogAndRetry
-from sollold.settings.state_file import read_json, write_whole
+from sollold.settings.state_file import read_json, save_json
 from sollold.tasks import cancel_and_wait
 from sollold.turns import next_turn
 
@@ -152,9 +149,9 @@ class SpeedCalibration:
 
     async def _save(self) -> None:
         factors, drafts = self._feedback.factors(), self._acceptance.facts()
-        if factors != self._saved and await _save_facts(self._path, factors):
+        if factors != self._saved and await asyncio.to_thread(save_json, self._path, factors):
             self._saved = factors
-        if drafts != self._saved_drafts and await _save_facts(self._drafts_path, drafts):
+        if drafts != self._saved_drafts and await asyncio.to_thread(save_json, self._drafts_path, drafts):
             self._saved_drafts = drafts
 
 
@@ -202,12 +199,3 @@ def _link(
     if capacity.kind is Kind.CPU and index > 0:
         return cost_model.LOOPBACK
     return None
-
-
-async def _save_facts(path: Path, facts: tuple[Factor, ...] | tuple[Measured, ...]) -> bool:
-    try:
-        await asyncio.to_thread(write_whole, path, msgspec.json.encode(facts))
-    except OSError as error:
-        log.warning("can't keep the measured speeds in %s: %s", path, system_reason(error))
-        return False
-    return True

@@ -17,13 +17,12 @@ import threading
 import time
 from pathlib import Path
 
-import msgspec
 import psutil
 
 from sollold.facts import dataclass
 from sollold.machine.memory import memory
 from sollold.settings.schema import MIB
-from sollold.settings.state_file import read_json, write_whole
+from sollold.settings.state_file import read_json, save_json
 
 log = logging.getLogger("sollold.machine")
 
@@ -67,10 +66,7 @@ def speed(path: Path) -> Speed:
     if not fresh.bandwidth:
         log.info("the processor's speed could not be measured; the next start tries again")
         return fresh
-    try:
-        write_whole(path, msgspec.json.encode(fresh))
-    except OSError as error:
-        log.warning("the measured speed can't be kept in %s: %s", path, error)
+    save_json(path, fresh)
     return fresh
 
 

@@ -118,6 +118,17 @@ def read_bounded(path: Path, limit: int = 1 << 20) -> bytes:
         return file.read(limit)
 
 
+def save_json(path: Path, value: object) -> bool:
+    """Replace a JSON file. Return whether that succeeded; a failure is logged. Blocks."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, msgspec.json.encode(value))
+    except OSError as error:
+        log.warning("%s can't be written: %s", path, system_reason(error))
+        return False
+    return True
+
+
 def read_json(path: Path, kind: type[T]) -> T | None:
     """Return the content of a JSON file; None if it is missing, or can't be read, which is logged. Blocks."""
     try:

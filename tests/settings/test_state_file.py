@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sollold.settings.state_file import read_json, why_not_writable, write_whole
+from sollold.settings.state_file import read_json, save_json, why_not_writable, write_whole
 
 
 class FileOnFullDisk:
@@ -69,3 +69,10 @@ def test_a_damaged_file_is_ignored(
     path.write_bytes(content)
     assert read_json(path, list[int]) == found
     assert (f"{path} can't be read" in caplog.text) is (found is None)
+
+
+def test_a_failure_to_write_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "cache" / "numbers.json"
+    assert save_json(path, [1, 2]) and read_json(path, list[int]) == [1, 2]
+    assert not save_json(path / "below.json", [3])
+    assert f"{path}/below.json can't be written" in caplog.text

@@ -16,10 +16,7 @@ import re
 import subprocess
 from pathlib import Path
 
-import msgspec
-
 from sollold.engines.install.find import Llama
-from sollold.errors import system_reason
 from sollold.facts import dataclass
 from sollold.machine.backends import ENVIRONMENT
 from sollold.machine.child_guard import guarded
@@ -32,7 +29,7 @@ from sollold.models.model import Model
 from sollold.models.stores.patient_read import read_patiently
 from sollold.placement.plan import Plan
 from sollold.settings.schema import MIB
-from sollold.settings.state_file import read_json, write_whole
+from sollold.settings.state_file import read_json, save_json
 from sollold.units import bytes_text
 
 log = logging.getLogger("sollold.engines")
@@ -85,7 +82,7 @@ class FitCheck:
             known[key] = reported
             while len(known) > _MAX_RESULTS:
                 del known[next(iter(known))]
-            await asyncio.to_thread(self._write, msgspec.json.encode(known))
+            await asyncio.to_thread(save_json, self._path, known.copy())
         vocabulary = await read_patiently(lambda: _vocabulary(model.files[0]), model.files[0])
         return compare(plan, reported, vocabulary)
 
@@ -94,13 +91,6 @@ class FitCheck:
             read = await asyncio.to_thread(read_json, self._path, dict[str, ReportedMemory])
             self._known = self._known if self._known is not None else read or {}
         return self._known
-
-    def _write(self, data: bytes) -> None:
-        try:
-            write_whole(self._path, data)
-        except OSError as error:
-            reason = system_reason(error)
-            log.info("the answers of %s can't be written to %s: %s", PROGRAM, self._path, reason)
 
 
 def question(run: Run, model: Model, llama: Llama) -> list[str]:

@@ -20,7 +20,7 @@ from sollold.models.gguf.vocabulary import vocabulary
 from sollold.models.stores import content_digest, llama_support
 from sollold.models.stores.permission_hint import permission_hint
 from sollold.models.stores.scan_result import stamp
-from sollold.settings.state_file import write_whole
+from sollold.settings.state_file import save_json
 from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.models")
@@ -329,8 +329,4 @@ class HeaderFactsCache:
         if not self._changed:
             return
         self._changed = False
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path, msgspec.json.encode((_EDITION, self._facts.copy())))
-        except OSError as error:
-            log.warning("can't save the headers read so far: %s", error)
+        save_json(self._path, (_EDITION, self._facts.copy()))

@@ -8,17 +8,12 @@ the same file, or a renamed tensor or key, makes the load fail.
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
-import msgspec
-
 from sollold.facts import dataclass
 from sollold.models.gguf.header import Array, Header
-from sollold.settings.state_file import read_json, write_whole
-
-log = logging.getLogger("sollold.models")
+from sollold.settings.state_file import read_json, save_json
 
 _OWN_ARCHITECTURES = {
     "gptoss": "gpt-oss",
@@ -144,7 +139,4 @@ class RefusedModels:
         while len(self._reasons) >= 1000:
             del self._reasons[next(iter(self._reasons))]
         self._reasons[f"{digest} {build}"] = reason
-        try:
-            write_whole(self._path, msgspec.json.encode(self._reasons))
-        except OSError as error:
-            log.warning("can't save that llama.cpp refuses a model: %s", error)
+        save_json(self._path, self._reasons)

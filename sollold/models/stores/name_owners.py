@@ -5,19 +5,14 @@ Pure except for `read` and `write`, which block.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from sollold.models.model import Model
 from sollold.models.names import LONGEST, of_file, parse
 from sollold.models.stores.scan_result import Problem
-from sollold.settings.state_file import read_json, write_whole
-
-log = logging.getLogger("sollold.models")
+from sollold.settings.state_file import read_json, save_json
 
 _FIRST_TIME = 1_577_836_800.0
 """The year 2020, in Unix time: a clock that shows less was not set yet."""
@@ -36,11 +31,7 @@ class NameOwners:
 
     def write(self) -> None:
         """Store the owners for the next run; if that fails, only the precedence of names is lost."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path, msgspec.json.encode(self._owners))
-        except OSError as error:
-            log.info("can't save the owners of the models' names in %s: %s", self._path, error)
+        save_json(self._path, self._owners)
 
     def assign(
         self, models: Iterable[Model], now: float, *, settled: bool, reading: bool
