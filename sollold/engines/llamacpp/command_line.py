@@ -16,6 +16,7 @@ from sollold.engines.llamacpp.ports import LOOPBACK
 from sollold.facts import dataclass
 from sollold.machine.device import PROCESSOR
 from sollold.machine.external_worker import external_address, external_device
+from sollold.models.footprint.run_options import Run
 from sollold.models.model import Model
 from sollold.placement.plan import Plan
 from sollold.placement.speculation import NGRAM_LOOKUP
@@ -119,9 +120,7 @@ def command_line(
     line += ["--gpu-layers", str(plan.gpu_layers)]
     if plan.cpu_moe:
         line += ["--n-cpu-moe", str(plan.cpu_moe)]
-    line += ["--ctx-size", str(run.context), "--parallel", str(run.slots)]
-    line += ["--cache-type-k", run.type_k, "--cache-type-v", run.type_v, "--flash-attn", run.flash]
-    line += ["--batch-size", str(run.batch), "--ubatch-size", str(run.ubatch)]
+    line += run_options(run)
     # Its default of 32 checkpoints per slot would exceed the planned memory.
     checkpoints = ("--ctx-checkpoints", str(run.checkpoints))
     for option in ("--kv-unified" if run.unified else "--no-kv-unified",), checkpoints, *_OPTIONAL:
@@ -142,6 +141,15 @@ def command_line(
     if model.adapters:
         line += ["--lora", ",".join(map(_quoted, model.adapters))]
     return [*line, *_speculation(plan, llama, draft), *extra]
+
+
+def run_options(run: Run) -> list[str]:
+    """Return the options on which the memory for the context and for computing depends."""
+    return [
+        *("--ctx-size", str(run.context), "--parallel", str(run.slots)),
+        *("--cache-type-k", run.type_k, "--cache-type-v", run.type_v, "--flash-attn", run.flash),
+        *("--batch-size", str(run.batch), "--ubatch-size", str(run.ubatch)),
+    ]
 
 
 def _embedding(model: Model) -> list[str]:

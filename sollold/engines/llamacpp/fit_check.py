@@ -17,6 +17,7 @@ import subprocess
 from pathlib import Path
 
 from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp.command_line import run_options
 from sollold.facts import dataclass
 from sollold.machine.backends import ENVIRONMENT
 from sollold.machine.child_guard import guarded
@@ -96,9 +97,7 @@ class FitCheck:
 def question(run: Run, model: Model, llama: Llama) -> list[str]:
     """Return the command that measures ``model`` under these options, entirely on the CPU."""
     line = [str(llama.server.with_name(PROGRAM)), "--model", model.files[0], "--device", "none"]
-    line += ["--ctx-size", str(run.context), "--parallel", str(run.slots)]
-    line += ["--cache-type-k", run.type_k, "--cache-type-v", run.type_v, "--flash-attn", run.flash]
-    line += ["--batch-size", str(run.batch), "--ubatch-size", str(run.ubatch)]
+    line += run_options(run)
     if model.adapters:
         line += ["--lora", ",".join(model.adapters)]
     return [*line, "--gpu-layers", "0", "--fit", "off", "--fit-print", "on"]
