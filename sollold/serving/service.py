@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -28,8 +27,6 @@ from sollold.serving.router import Router
 from sollold.settings.schema import HttpSettings, PlacementSettings, ServingSettings
 from sollold.turns import sleep_until_set
 from sollold.units import seconds_text
-
-log = logging.getLogger("sollold.serving")
 
 _CLOSE_SECONDS = 2.0
 """Seconds that callers have to read the error when this node stops."""

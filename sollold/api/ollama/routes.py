@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from functools import partial
 from typing import Any
@@ -19,11 +18,7 @@ from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import require
 from sollold.api.http.caller import Caller, caller_of, prefix_of
 from sollold.api.http.off_loop import off_loop
-from sollold.api.http.response import (
-    Reply,
-    ResponseContext,
-    json_response,
-)
+from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.routing_text import routing_headers, routing_object
 from sollold.api.http.services import AppServices
@@ -46,9 +41,6 @@ from sollold.control.keys import Scope
 from sollold.errors import Fault, Refusal, bad_request
 from sollold.models.listing import Listed
 from sollold.serving.request import Ask, Call, Engine
-
-log = logging.getLogger("sollold.api")
-
 
 VERSION = "0.33.0"
 """Version of Ollama's API implemented here. Clients expect dotted integers, some at least 0.6.4."""

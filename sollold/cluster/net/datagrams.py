@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Callable
 
@@ -13,8 +12,6 @@ from sollold.cluster.net.dialer import socket_address
 from sollold.cluster.net.open_sockets import literal
 from sollold.cluster.net.packet_seal import OpenedPacket, Sealer
 from sollold.cluster.net.rpc_server import bound
-
-log = logging.getLogger("sollold.cluster")
 
 _MAX_BYTES = 65536
 _MAX_BURST = 64
