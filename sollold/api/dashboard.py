@@ -39,9 +39,11 @@ class DashboardRoutes:
         """Return the route table."""
         text = ("text/plain", "text/html")
         summary = "Health check; the dashboard for browsers"
-        rows = [Route(method, "/", self._root, summary, produces=text) for method in ("GET", "HEAD")]
         kinds = ("text/css", "text/javascript")
-        return [*rows, Route("GET", "/web/{file}", self._file, "The dashboard's files", produces=kinds)]
+        return [
+            Route("GET", "/", self._root, summary, produces=text),
+            Route("GET", "/web/{file}", self._file, "The dashboard's files", produces=kinds),
+        ]
 
     async def _root(self, request: web.Request) -> web.Response:
         """``/``: the page for a browser, Ollama's greeting for all others."""

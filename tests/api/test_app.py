@@ -188,6 +188,20 @@ async def test_unknown_routes_and_wrong_methods(serve: Serve, http: ClientSessio
         assert answer.status == 405 and "message" in (await answer.json())["error"]
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/openapi.json", "/v1/models", "/v1/api/tags"])
+async def test_head_gives_the_headers_of_get(serve: Serve, http: ClientSession, path: str) -> None:
+    url = await serve(parts())
+    async with http.head(url + path) as answer, http.get(url + path) as whole:
+        assert answer.status == 200 and await answer.read() == b""
+        assert answer.headers["Content-Type"] == whole.headers["Content-Type"]
+
+
+async def test_head_starts_no_stream_of_events(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts())
+    async with http.head(f"{url}/api/cluster/events?follow=1") as answer:
+        assert answer.status == 405 and answer.headers["Allow"] == "GET"
+
+
 async def test_requests_from_foreign_origins_are_refused(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk(finish="stop"))
     url = await serve(parts(service))

@@ -89,7 +89,7 @@ def api_page() -> str:
         "",
         "Every node serves all of these routes for the whole cluster, on port 11435. `/openapi.json`",
         "describes the bodies of requests and responses. The routes under `/api/` are also",
-        "available under `/v1/api/`.",
+        "available under `/v1/api/`. `GET` routes answer `HEAD` too, except that of the events.",
     ]
     groups: dict[str, list[Route]] = {name: [] for name in _TITLES}
     for route in routes():

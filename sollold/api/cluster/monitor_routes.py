@@ -90,22 +90,19 @@ class MonitorRoutes:
                 "Requests through this node: those in progress and the last hundred",
             ),
             post("/api/cluster/forget", self._forget, "Remove a missing node from the list", ForgetBody),
-            *self._health_routes("GET"),
-            *self._health_routes("HEAD"),
+            get("/health", self._health, "Whether the daemon works"),
+            get(
+                "/ready",
+                self._ready,
+                "Whether the node accepts requests; 503 while it drains",
+                statuses=(503,),
+            ),
             get(
                 "/api/cluster/prometheus-sd",
                 self._targets,
                 "The nodes as targets, for Prometheus' http_sd_configs",
             ),
         ]
-
-    def _health_routes(self, method: str) -> tuple[Route, Route]:
-        """Return the health endpoints for a method: load balancers and monitors use either GET or HEAD."""
-        text = "Whether the node accepts requests; 503 while it drains"
-        return (
-            Route(method, "/health", self._health, "Whether the daemon works"),
-            Route(method, "/ready", self._ready, text, statuses=(503,)),
-        )
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """``GET /api/cluster/events``: past events, then new ones as they happen."""

@@ -118,10 +118,11 @@ def build_app(
     app[ACCESS] = access
     app[REQUEST_LOG] = requests
     for row in rows:
-        app.router.add_route(row.method, row.path, row.handler, expect_handler=note_expectation)
-        if row.path.startswith("/api/"):
-            # For Ollama clients that were given a base URL ending in /v1.
-            app.router.add_route(row.method, "/v1" + row.path, row.handler, expect_handler=note_expectation)
+        for method in row.methods:
+            app.router.add_route(method, row.path, row.handler, expect_handler=note_expectation)
+            if row.path.startswith("/api/"):
+                # For Ollama clients that were given a base URL ending in /v1.
+                app.router.add_route(method, "/v1" + row.path, row.handler, expect_handler=note_expectation)
 
     async def end_batches(_: web.Application) -> None:
         await batches.close()

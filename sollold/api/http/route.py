@@ -21,7 +21,7 @@ class Route:
     """A row of the routing table.
 
     Attributes:
-        method, path: as aiohttp routes them; ``GET`` does not imply ``HEAD``.
+        method, path: as aiohttp routes them; ``GET`` implies ``HEAD``, except for streams of events.
         summary: one line for the description.
         body: the type of the JSON body, if there is one.
         produces: content types of a successful response.
@@ -41,6 +41,12 @@ class Route:
     inference: bool = False
     query: tuple[tuple[str, str], ...] = ()
     string_query: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods for which the handler is registered."""
+        both = self.method == "GET" and "text/event-stream" not in self.produces
+        return ("GET", "HEAD") if both else (self.method,)
 
     @property
     def dialect(self) -> Dialect:

@@ -56,7 +56,7 @@ class OllamaModelRoutes:
     def routes(self) -> list[Route]:
         """Return the route table."""
         lines = partial(Route, produces=("application/json", "application/x-ndjson"))
-        rows = [
+        return [
             Route("POST", "/api/show", self._show, "Details of a model", Named),
             lines("POST", "/api/pull", self._pull, "Download a model", Named),
             lines("POST", "/api/push", self._relay, "Push a model through an Ollama", Relayable),
@@ -65,13 +65,9 @@ class OllamaModelRoutes:
             Route("DELETE", "/api/delete", self._delete, "Remove a downloaded model", Delete, produces=()),
             Route("POST", "/api/blobs/{digest}", self._relay, "Upload a blob to an Ollama", statuses=(201,)),
             Route("HEAD", "/api/blobs/{digest}", self._relay, "Whether an Ollama has a blob"),
+            Route("GET", "/api/tags", self._tags, "The models of the whole cluster"),
+            Route("GET", "/api/ps", self._ps, "The models that are loaded"),
         ]
-        for method in ("GET", "HEAD"):
-            rows += [
-                Route(method, "/api/tags", self._tags, "The models of the whole cluster"),
-                Route(method, "/api/ps", self._ps, "The models that are loaded"),
-            ]
-        return rows
 
     async def _tags(self, request: web.Request) -> web.Response:
         """``/api/tags``; with ``?unusable=true`` including the models that can't be run."""

@@ -58,7 +58,7 @@ class OllamaRoutes:
         """Return the route table."""
         ask = partial(Route, inference=True)
         kinds = ("application/json", "application/x-ndjson")
-        rows = [
+        return [
             ask("POST", "/api/chat", self._chat, "Chat completion", Chat, produces=kinds),
             ask("POST", "/api/generate", self._generate, "Continue a prompt", Generate, produces=kinds),
             ask("POST", "/api/embed", self._embed, "Embeddings, normalised", Embed),
@@ -66,12 +66,8 @@ class OllamaRoutes:
             Route("POST", "/api/me", self._me, "Who is signed in at ollama.com: nobody", statuses=(401,)),
             Route("GET", "/api/status", self._status, "Whether Ollama's cloud is used: it is not"),
             Route("POST", "/api/signout", self._signout, "Sign out of ollama.com: nobody is signed in"),
+            Route("GET", "/api/version", self._version, "The version of Ollama's API spoken here"),
         ]
-        for method in ("GET", "HEAD"):
-            rows += [
-                Route(method, "/api/version", self._version, "The version of Ollama's API spoken here"),
-            ]
-        return rows
 
     async def _version(self, request: web.Request) -> web.Response:
         return json_response({"version": VERSION})
