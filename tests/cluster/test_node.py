@@ -20,6 +20,7 @@ from blockbuster import blockbuster_ctx
 from sollold.cluster.gossip.actions import Address, Change, NodeEvent, PersistedState, PushPullWith
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net import gossip_runner
+from sollold.cluster.net.interfaces import Interface
 from sollold.cluster.net.mdns import Discovery
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.rpc import PeerError
@@ -292,6 +293,22 @@ async def test_local_nodes_without_announcements_are_reported(nodes: Nodes) -> N
     announced[second.me.node] = (("127.0.0.3", 1),)
     first._finder._check_multicast(cast(Discovery, FakeDiscovery()))
     assert first.status().unheard == ()
+
+
+async def test_addresses_stay_announced_while_no_network_card_is_up(nodes: Nodes) -> None:
+    node = await nodes.start(1)
+    card = Interface("eth0", 0, ("192.168.1.5",))
+    bridge, vpn = Interface("docker0", 3, ("172.17.0.1",)), Interface("wg0", 2, ("10.8.0.2",))
+    wlan = Interface("wlan0", 1, ("192.168.1.6",))
+    for found, announced in (
+        ((vpn,), ("10.8.0.2",)),
+        ((card, bridge), ("192.168.1.5", "172.17.0.1")),
+        ((), ("192.168.1.5", "172.17.0.1")),
+        ((vpn, bridge), ("192.168.1.5", "172.17.0.1", "10.8.0.2")),
+        ((wlan, vpn), ("192.168.1.6", "10.8.0.2")),
+    ):
+        node._finder._use_interfaces(found)
+        assert node.me.addresses == announced
 
 
 async def test_closing_leaves_no_tasks(nodes: Nodes) -> None:

@@ -397,3 +397,19 @@ def test_an_address_change_is_not_a_death(tmp_path: Path) -> None:
         cluster.until(cluster.whole, 20)
         for member, mark in zip(cluster.members, marks, strict=True):
             assert all(line.live == cluster.names for line in member.history()[mark:])
+
+
+def test_a_cable_unplugged_for_a_moment_closes_no_connection(tmp_path: Path) -> None:
+    with netns.Lan(2) as lan:
+        cluster = Cluster(lan, tmp_path)
+        for member in cluster.members:
+            member.start()
+        cluster.until(cluster.whole, 20)
+        marks = [len(member.history()) for member in cluster.members]
+        lan[1].cut()
+        time.sleep(1.5)
+        lan[1].restore()
+        time.sleep(SETTLED)
+        for member, mark in zip(cluster.members, marks, strict=True):
+            assert all(len(line.links) == 1 for line in member.history()[mark:])
+            assert "lost the address" not in (tmp_path / f"{member.name}.out").read_text()

@@ -23,6 +23,8 @@ log = logging.getLogger("sollold.cluster")
 _VIRTUAL = re.compile(r"^(docker|br-|virbr|veth|vnet|vmnet|cni|flannel|cali|lxc|lxd|podman|kube|ifb|dummy)")
 """Names of interfaces that lead to this machine's containers and virtual machines."""
 _TUNNELS = re.compile(r"^(tun|tap|wg|tailscale|zt|utun|ppp|ipsec|nebula)")
+TUNNEL_RANK = 2
+"""The rank of interfaces of VPNs; those of network cards are lower."""
 _UNSTABLE_FLAGS = 0x01 | 0x08 | 0x20 | 0x40
 """Kernel flags of IPv6 addresses: temporary, duplicate, deprecated, tentative."""
 _MAX_ADDRESSES = 8
@@ -79,7 +81,7 @@ def rank(name: str, system: Path = Path("/sys/class/net")) -> int:
     if _VIRTUAL.match(name):
         return 3
     if _TUNNELS.match(name):
-        return 2
+        return TUNNEL_RANK
     return 0 if (system / name / "device").exists() else 1
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.net.gossip_runner import GossipRunner
 from sollold.cluster.net.identity import Identity
-from sollold.cluster.net.interfaces import Interface, InterfaceWatch, tellable, within
+from sollold.cluster.net.interfaces import TUNNEL_RANK, Interface, InterfaceWatch, tellable, within
 from sollold.cluster.net.mdns import Discovery, DiscoveryStatus
 from sollold.cluster.net.seeds import Seed, resolve
 from sollold.cluster.net.state_file import Peer, RememberedPeers
@@ -65,6 +65,7 @@ class PeerFinder:
         self._discovery: Discovery | None = None
         self._interfaces: InterfaceWatch | None = None
         self._networks: tuple[str, ...] = ()
+        self._last_connected: tuple[Interface, ...] = ()
         self._unseen: frozenset[str] = frozenset()
         self._port = 0
         self._ipv6 = False
@@ -178,7 +179,11 @@ class PeerFinder:
         if self._runner.gossip is None or self._closing:
             return
         self._networks = tuple(network for interface in found for network in interface.networks)
-        addresses = tellable(found, ipv6=self._ipv6)
+        if any(interface.rank < TUNNEL_RANK for interface in found) or (found and self._settings.interfaces):
+            self._last_connected = found
+        # While no network card is up, the addresses it had stay announced: once it is up again, peers would
+        # first hear that this node lost them, and close connections that survived.
+        addresses = tellable((*self._last_connected, *found), ipv6=self._ipv6)
         if addresses != self._addresses():
             log.info("addresses: %s", ", ".join(addresses) or "none")
             self._use_addresses(addresses)
