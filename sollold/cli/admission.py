@@ -173,7 +173,7 @@ def _members(options: argparse.Namespace) -> int:
             door += f" for {max(1.0, (node['door_until'] - time.time()) // 60):.0f} min"
         rows.append((node["name"], node["node"], f"{origin}{door}"))
     rows += [(member["name"], member["node"], member["state"]) for member in missing]
-    print_table(("member", "id", "how"), rows, whole=("member", "id"))
+    print_table(("member", "id", "how"), rows, whole=("member", "id", "how"))
     for words in of_admission(state):
         print(harmless(words))
     return Exit.DONE

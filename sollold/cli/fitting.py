@@ -26,7 +26,7 @@ class Fitting:
 
     Attributes:
         right: titles of columns that are aligned to the right.
-        whole: titles of columns whose text is never wrapped.
+        whole: titles of columns whose text is wrapped only if dropping columns does not suffice.
         spare: titles of columns that are dropped if there is no room, in the order of dropping.
     """
 
@@ -56,8 +56,7 @@ class Fitting:
                 title,
                 justify="right" if title in self.right else "left",
                 width=width,
-                no_wrap=title in self.whole,
-                overflow="ellipsis" if title in self.whole else "fold",
+                overflow="fold",
             )
         for cells, style in self._rows:
             table.add_row(*(cells[column] for column in shown), style=style)

@@ -57,7 +57,7 @@ def _list(options: argparse.Namespace) -> int:
         print("no keys yet; `sollold key new NAME` creates one")
         return Exit.DONE
     rows = [(k["name"], k["id"], k["scope"], k["created"][:10], _state(k)) for k in found["keys"]]
-    print_table(("name", "id", "scope", "created", "state"), rows, spare=("created", "id"))
+    print_table(("name", "id", "scope", "created", "state"), rows, whole=("name",), spare=("created", "id"))
     return Exit.DONE
 
 

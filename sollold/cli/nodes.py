@@ -40,7 +40,8 @@ def nodes(options: argparse.Namespace) -> int:
         return Exit.DONE
     if options.waiting:
         rows = [(m["name"], m["node"], m["code"], ", ".join(m["at"])) for m in listed]
-        print_table(("machine", "id", "code", "waits at"), rows, whole=("machine", "id", "code"))
+        waiting_titles = ("machine", "id", "code", "waits at")
+        print_table(waiting_titles, rows, whole=waiting_titles)
         return Exit.DONE
     titles = ("node", "address", "state", "memory", "free", "devices", "release", "llama.cpp")
     present = [] if options.offline else state["nodes"]

@@ -1,5 +1,7 @@
 """Plain tables for lists: aligned columns, cut instead of wrapped on a narrow terminal.
 
+If even names and addresses would have to be cut, each row is printed as a list of its cells.
+
 Without rich, whose import takes longer than a request to a node.
 """
 
@@ -28,11 +30,12 @@ def print_table(
 ) -> None:
     """Print rows under their titles.
 
-    On a narrow terminal, columns are dropped and the widest texts cut; elsewhere the table is complete.
+    On a narrow terminal, columns are dropped and the widest texts cut, or each row becomes a list of titles
+    and cells; elsewhere the table is complete.
 
     Args:
         right: titles of columns that are aligned to the right and never cut.
-        whole: titles of columns that are cut only as a last resort.
+        whole: titles of columns that are never cut.
         spare: titles of columns that are dropped if there is no room, in the order of dropping.
     """
     terminal = sys.stdout.isatty()
@@ -63,13 +66,26 @@ def lines(
             if _min_width(widths, uncut) <= width:
                 break
             widths.pop(titles.index(title), None)
-        if _min_width(widths, uncut) > width:
-            uncut = to_right
+        if uncut > to_right and _min_width(widths, uncut) > width:
+            yield from _lists(all_)
+            return
         _cut(widths, width - len(_GAP) * (len(widths) - 1), uncut)
         shown = list(widths)
     for row in all_:
         cells = [_cell(row[k], widths[k], to_right=k in to_right) for k in shown]
         yield _GAP.join(cells).rstrip()
+
+
+def _lists(table: list[list[str]]) -> Iterator[str]:
+    """The rows one below the other, each as lines of a title and a cell."""
+    titles, *rows = table
+    width = max(map(columns, titles))
+    for number, row in enumerate(rows):
+        if number:
+            yield ""
+        for title, cell in zip(titles, row, strict=True):
+            if cell:
+                yield f"{_cell(title, width, to_right=False)}{_GAP}{cell}"
 
 
 def columns(text: str) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from sollold.cli import status
 
@@ -34,3 +36,14 @@ def test_a_failed_deployment_uses_no_memory_and_its_reason_is_shown_once(
     output = capsys.readouterr().out
     assert output.count("MiB") == 1 and output.count("2 min") == 1 and "4 min 59 s" not in output
     assert output.count("big:7b on anna: it was killed") == 1
+
+
+def test_a_narrow_terminal_wraps_names_and_states_instead_of_cutting_them() -> None:
+    device = {"id": "CPU", "granted": 0, "available": 1 << 30, "limit": 1 << 30, "total": 1 << 30}
+    node = {"name": "living-room-mac-mini", "node": "a", "addresses": ["192.168.1.5"], "http_port": 11435}
+    node |= {"build": "b1", "setup": "", "draining": True, "devices": [device], "plain_workers": []}
+    console = Console(width=40, file=StringIO())
+    with console.capture() as shown:
+        console.print(status.node_table({"nodes": [node], "leader": "a"}))
+    words = shown.get().split()
+    assert {"living-room-mac-mini", "(draining)", "*", "CPU"} <= set(words) and "…" not in shown.get()

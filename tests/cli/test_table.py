@@ -38,13 +38,28 @@ def test_numbers_are_omitted_and_never_cut(width: int, titles: list[str]) -> Non
 
 @pytest.mark.parametrize(
     ("width", "expected"),
-    [(40, "llama3.1:70b  872edff07609  anna, bert"), (29, "llama3.1:70b  anna, bert"), (10, "llama3.1:…")],
+    [(40, "llama3.1:70b  872edff07609  anna, bert"), (29, "llama3.1:70b  anna, bert"), (12, "llama3.1:70b")],
 )
 def test_optional_columns_are_omitted_before_others_are_cut(width: int, expected: str) -> None:
     rows = [("llama3.1:70b", "872edff07609", "anna, bert")]
     titles = ("model", "id", "nodes")
     made = list(lines(titles, rows, whole=("model", "id"), spare=("id", "nodes"), width=width))
     assert made[1] == expected
+
+
+def test_names_and_ids_are_never_cut() -> None:
+    titles = ("machine", "id", "at")
+    rows = [("gaming-box", "872edff07609abcd", "anna"), ("模型", "13ab", "")]
+    made = list(lines(titles, rows, whole=titles, width=20))
+    assert made == [
+        "machine  gaming-box",
+        "id       872edff07609abcd",
+        "at       anna",
+        "",
+        "machine  模型",
+        "id       13ab",
+    ]
+    assert len(list(lines(titles, rows, whole=titles, width=40))) == 3
 
 
 def test_empty_columns_are_omitted_and_control_characters_replaced() -> None:
