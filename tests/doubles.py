@@ -11,6 +11,7 @@ from typing import Any
 
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.gossip.term import Term
+from sollold.subscribers import Subscribers
 
 
 def record(node: str, **changes: Any) -> Record:
@@ -29,13 +30,12 @@ class World:
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
         self.dead: set[str] = set()
-        self.callbacks: list[Callable[[], None]] = []
+        self.subscribers = Subscribers("the world")
         self.leader: Term | None = None
 
     def changed(self) -> None:
         """Call all callbacks subscribed to views of this world."""
-        for callback in tuple(self.callbacks):
-            callback()
+        self.subscribers.notify()
 
 
 class FakeView:
@@ -78,8 +78,7 @@ class FakeView:
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` after each change. Returns a function that unsubscribes it."""
-        self.world.callbacks.append(callback)
-        return lambda: self.world.callbacks.remove(callback)
+        return self.world.subscribers.add(callback)
 
     def update_me(self, **changes: Any) -> None:
         """Replace fields of this node's record, and call the callbacks if a value changed."""

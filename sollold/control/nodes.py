@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from sollold.cluster.gossip.record import ids_and_hosts
 from sollold.cluster.net.view import View
 from sollold.errors import Fault, Refusal
 
@@ -37,12 +38,12 @@ def node_named(view: View, text: str) -> str:
         Refusal: NOT_FOUND when there is none, or more than one.
     """
     live = view.live()
-    found = [r.node for r in matching(text, live, lambda r: (r.node,), lambda r: r.name)]
+    found = matching(text, live, lambda r: (r.node,), lambda r: r.name)
     if len(found) == 1:
-        return found[0]
+        return found[0].node
     if found:
         raise Refusal(
-            Fault.NOT_FOUND, f"several nodes are named {text!r}; name one by its id: {', '.join(found)}"
+            Fault.NOT_FOUND, f"several nodes are named {text!r}; name one by its id: {ids_and_hosts(found)}"
         )
     names = ", ".join(sorted(record.name for record in live))
     raise Refusal(Fault.NOT_FOUND, f"there is no node {text!r}; nodes: {names}")

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 
+from sollold.cluster.gossip.record import ids_and_hosts
 from sollold.errors import Fault
 from sollold.leader.decision import Decision, FetchFirst, Place, PlaceLater, Refuse
 from sollold.leader.eviction import beside_what, best_eviction, evictable, reasons_to_end
@@ -157,7 +158,8 @@ def _invalid_counts(ask: Ensure, snapshot: ClusterSnapshot) -> str:
         return f"{begin}: there is no node {' or '.join(absent)}; nodes: {names}."
     for name, nodes in meant.items():
         if len(nodes) > 1:
-            return f"{begin}: several nodes are named {name}; name one by its id: {', '.join(nodes)}."
+            listed = ids_and_hosts(records[node] for node in nodes)
+            return f"{begin}: several nodes are named {name}; name one by its id: {listed}."
     node, count = Counter(meant[name][0] for name, _ in ask.fixed).most_common(1)[0]
     if count > 1:
         return f"{begin}: {records[node].name} is named twice; a node has one range of layers."

@@ -28,6 +28,7 @@ from sollold.machine.gpus import GpuLoad
 from sollold.models.listing import Listed
 from sollold.models.model import Model
 from sollold.serving.request import Answer, Ask, Call, Engine, Routing, Waiting
+from sollold.subscribers import Subscribers
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 BODIES: dict[str, dict[str, Any]] = {
@@ -284,7 +285,7 @@ class PlainCluster(ClusterService):
     def __init__(self, *records: Record) -> None:
         self.records = records or (record(),)
         self.asked: list[Any] = []
-        self.callbacks: list[Callable[[], None]] = []
+        self._subscribers = Subscribers("the cluster")
         self.planned = Planned(True, plan={"model": "demo:latest", "shares": []})
         self.leads = True
         """Whether the first node is the leader; otherwise there is none."""
@@ -302,14 +303,12 @@ class PlainCluster(ClusterService):
         return next((record for record in self.records if record.node == node), None)
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        self.callbacks.append(callback)
-        return lambda: self.callbacks.remove(callback)
+        return self._subscribers.add(callback)
 
     def change(self, *records: Record) -> None:
         """Replace the records and call the subscribers."""
         self.records = records
-        for callback in self.callbacks:
-            callback()
+        self._subscribers.notify()
 
     def update_me(self, **changes: Any) -> None:
         self.change(replace(self.me, **changes), *self.records[1:])

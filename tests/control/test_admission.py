@@ -141,6 +141,9 @@ def test_ids_take_precedence_over_names() -> None:
     view = FakeView(record(ID, name=OTHER))
     view.others = {OTHER: record(OTHER, name=ID)}
     assert node_named(view, ID) == ID and node_named(view, OTHER) == OTHER
+    view.others = {node: record(node, name="box") for node in (OTHER, NEW)}
+    with pytest.raises(Refusal, match=rf"{OTHER} \(127\.0\.0\.1\), {NEW} \(127\.0\.0\.1\)"):
+        node_named(view, "box")
     view.others = {}
     with pytest.raises(Refusal, match="there is no node"):
         node_named(view, OTHER)

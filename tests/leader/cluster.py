@@ -26,6 +26,7 @@ from sollold.models.listing import Listed
 from sollold.models.model import Model
 from sollold.models.names import Resolved, resolve
 from sollold.settings.schema import ModelSettings, PlacementSettings, Settings
+from sollold.subscribers import Subscribers
 from tests.doubles import until
 from tests.placement.fleets import MIB, shape
 
@@ -168,7 +169,7 @@ class Cluster(RpcClient, Library):
         self.term = Term(1, "a")
         self.now = 100.0
         self.here = "a"
-        self.callbacks: list[Callable[[], None]] = []
+        self._subscribers = Subscribers("the cluster")
         self.calls_made: list[tuple[str, str, object]] = []
         self.shapes: dict[str, Shape] = {"d1": shape()}
         self.planner = Leader(self.settings, self, self, self, clock=lambda: self.now)
@@ -180,8 +181,7 @@ class Cluster(RpcClient, Library):
         return node
 
     def changed(self) -> None:
-        for callback in tuple(self.callbacks):
-            callback()
+        self._subscribers.notify()
 
     def ready(self, deployment: str, **changes: Any) -> None:
         """Make a deployment ready, with other ``changes`` of its endpoint."""
@@ -217,8 +217,7 @@ class Cluster(RpcClient, Library):
         return self.term
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        self.callbacks.append(callback)
-        return lambda: self.callbacks.remove(callback)
+        return self._subscribers.add(callback)
 
     def update_me(self, **changes: Any) -> None:
         raise AssertionError("the leader must not change the record")

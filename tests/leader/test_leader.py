@@ -186,7 +186,8 @@ async def test_layers_for_a_name_of_several_nodes_are_refused(cluster: Cluster) 
     cluster.nodes["c"].name = "host-b"
     answer = await cluster.planner.ensure(Ensure("demo", fixed=(("a", 4), ("host-b", 13))))
     assert answer.fault == "bad_request"
-    assert "several nodes are named host-b; name one by its id: b, c" in answer.message
+    named = "several nodes are named host-b; name one by its id: b (127.0.0.1), c (127.0.0.1)"
+    assert named in answer.message
     assert (await cluster.planner.ensure(Ensure("demo", fixed=(("a", 4), ("b", 6), ("c", 7))))).deployment
 
 

@@ -233,11 +233,11 @@ class FakeLoader(Loader):
         if self.load is not None:
             return await self.load()
         changed = asyncio.Event()
-        self._world.callbacks.append(changed.set)
+        unsubscribe = self._world.subscribers.add(changed.set)
         try:
             await changed.wait()
         finally:
-            self._world.callbacks.remove(changed.set)
+            unsubscribe()
         return None
 
     async def unload(self, wish: Any, reason: str) -> None:

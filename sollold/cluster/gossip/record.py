@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 from enum import StrEnum
 
@@ -302,3 +303,8 @@ class Record:
         host = self.addresses[0] if self.addresses else "127.0.0.1"
         scheme = "https" if self.tls else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.http_port}"
+
+
+def ids_and_hosts(records: Iterable[Record]) -> str:
+    """List the ids of nodes that share a name, each with the address that shows which machine it is."""
+    return ", ".join(f"{record.node} ({next(iter(record.addresses), '?')})" for record in records)
