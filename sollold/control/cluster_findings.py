@@ -44,6 +44,27 @@ def same_names(live: Sequence[Record]) -> list[Finding]:
     ]
 
 
+def same_addresses(live: Sequence[Record], offline: Sequence[OfflineNode]) -> list[Finding]:
+    """Find a live node and others, possibly lost for that reason, with the same IP address."""
+    lost = [node.record for node in offline if not node.stopped]
+    names: dict[tuple[str, int], dict[str, str]] = {}
+    for record in (*live, *lost):
+        for address in record.addresses[:1]:
+            names.setdefault((address, record.peer_port), {})[record.node] = record.name
+    found = []
+    for (address, port), named in sorted(names.items()):
+        # Daemons of one machine have different ports.
+        if len(named) > 1 and any(record.addresses[:1] == (address,) for record in live):
+            both = " and ".join(sorted(named.values(), key=natural))
+            text = f"{both} have the same IP address and port, {address}:{port}"
+            fix = (
+                "if all of them are on, give each its own address: look for it in the router's DHCP leases "
+                "and in each machine's network settings"
+            )
+            found.append(Finding(Grade.NOTICE, text, fix))
+    return found
+
+
 def offline_nodes(offline: Sequence[OfflineNode], *, alone: bool) -> list[Finding]:
     """Report the nodes that are offline. ``alone``: this node sees no other."""
     found = []

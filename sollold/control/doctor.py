@@ -7,7 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sollold.cluster.gossip.record import Record, State
-from sollold.control.cluster_findings import SAME_VERSION, membership, network, offline_nodes, same_names
+from sollold.control.cluster_findings import (
+    SAME_VERSION,
+    membership,
+    network,
+    offline_nodes,
+    same_addresses,
+    same_names,
+)
 from sollold.control.finding import Facts, Finding, Grade
 from sollold.engines.llamacpp.exit_reason import lacked_memory
 from sollold.leader.pinned import LostModel
@@ -40,6 +47,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_llama(facts),
         *_builds(facts.live),
         *same_names(facts.live),
+        *same_addresses(facts.live, facts.offline),
         *_failed(facts.live),
         *_lost(facts.lost),
         # Those of a cluster that evicted this machine are not offline.

@@ -23,7 +23,7 @@ CPU = Device("CPU", Kind.CPU, "x", 8 * GIB, 8 * GIB, 8 * GIB, 0, 8 * GIB)
 ANNA = Record(
     "aa", "anna", 1, ("10.0.0.1",), 1, 2, "0", build="b1", setup="ready", devices=(CPU,), open=False
 )
-BERT = replace(ANNA, node="bb", name="bert")
+BERT = replace(ANNA, node="bb", name="bert", addresses=("10.0.0.2",))
 HEALTHY = Facts(ANNA, (ANNA, BERT), (), (), "", 100 * GIB, "/cache")
 MDNS = DiscoveryStatus(True, "", ("10.0.0.1",), ("bb",), 0)
 NETWORK = ClusterStatus(MDNS, ("bb",), 0, {}, (), False)
@@ -194,6 +194,21 @@ def test_nodes_with_the_same_name_are_found() -> None:
     assert "node.name" in finding.fix
 
 
+def test_machines_with_the_same_address_are_found() -> None:
+    bert = replace(BERT, addresses=ANNA.addresses)
+    for facts in (
+        replace(HEALTHY, live=(ANNA, bert)),
+        replace(HEALTHY, live=(ANNA,), offline=(OfflineNode(1000.0, False, bert),)),
+    ):
+        (finding,) = [finding for finding in examine(facts) if "same IP address" in finding.what]
+        assert "anna and bert have the same IP address and port, 10.0.0.1:2" in finding.what
+        assert finding.grade is Grade.NOTICE and "DHCP" in finding.fix
+    # A node that was stopped may have left its address to another one.
+    stopped = replace(HEALTHY, live=(ANNA,), offline=(OfflineNode(1000.0, True, bert),))
+    for facts in (replace(HEALTHY, live=(ANNA, replace(bert, peer_port=3))), stopped):
+        assert not any("same IP address" in finding.what for finding in examine(facts))
+
+
 def test_machines_with_the_same_id_are_found() -> None:
     double = Double("bb", "10.0.0.2", "10.0.0.9")
     (finding,) = examine(replace(HEALTHY, network=replace(NETWORK, doubles=(double,))))
@@ -281,7 +296,10 @@ def test_nodes_that_udp_does_not_reach_are_named() -> None:
 
 
 def test_a_node_that_misses_all_others_is_probably_cut_off() -> None:
-    gone = [OfflineNode(1e9, False, replace(BERT, node=name, name=name)) for name in ("bert", "cleo")]
+    gone = [
+        OfflineNode(1e9, False, replace(BERT, node=name, name=name, addresses=()))
+        for name in ("bert", "cleo")
+    ]
     stopped = OfflineNode(1e9, True, replace(BERT, node="dan", name="dan"))
     cut_off, other = examine(replace(HEALTHY, live=(ANNA,), network=NETWORK, offline=(*gone, stopped)))
     assert "bert, cleo" in cut_off.what and "cut off" in cut_off.what and "forget" not in cut_off.fix
