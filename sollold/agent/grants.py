@@ -35,7 +35,7 @@ from sollold.models.model import Model
 from sollold.retry import LogAndRetry
 from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
-from sollold.tasks import cancel_and_wait
+from sollold.tasks import cancel_and_wait, start_task
 
 log = logging.getLogger("sollold.agent")
 
@@ -318,9 +318,7 @@ class GrantManager:
             self._ending.pop(deployment, None)
             self._apply(self.ledger.ended(deployment))
             # In a task: nobody may wait for the memory because of a disk that does not respond.
-            cleaning = asyncio.create_task(self._clean_up(deployment), name=f"files of {deployment}")
-            self._cleaning.add(cleaning)
-            cleaning.add_done_callback(self._cleaning.discard)
+            start_task(self._cleaning, self._clean_up(deployment), f"files of {deployment}")
 
     async def _clean_up(self, deployment: str) -> None:
         """Delete the files of an ended deployment, and old logs."""
@@ -367,9 +365,7 @@ class GrantManager:
             reason = exit_reason(code, lines)
             log.warning("the worker of %s exited: %s", deployment, reason, extra={"deployment": deployment})
             lost = Lost(deployment, f"a worker exited: {reason}", crashed(code, lines))
-            reporting = asyncio.create_task(self._report_loss(self.ledger.head_of(deployment), lost))
-            self._reports.add(reporting)
-            reporting.add_done_callback(self._reports.discard)
+            start_task(self._reports, self._report_loss(self.ledger.head_of(deployment), lost))
             self._apply(self.ledger.end_deployment(deployment, f"its worker exited: {reason}"))
 
     async def _report_loss(self, head: str, lost: Lost) -> None:

@@ -43,7 +43,7 @@ from sollold.settings.load import LoadedSettings, differences, merged
 from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
 from sollold.settings.state_file import why_not_writable
-from sollold.tasks import cancel_and_wait
+from sollold.tasks import cancel_and_wait, log_failure, start_task
 
 logger = logging.getLogger("sollold")
 
@@ -339,15 +339,9 @@ class Daemon:
         await self._parts.agent.use_llama(llama)
 
     def _start_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task = start_task(self._tasks, work, name)
+        task.add_done_callback(log_failure)
         return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed", task.get_name(), exc_info=error)
 
     async def _end_tasks(self) -> None:
         await cancel_and_wait(*self._tasks)

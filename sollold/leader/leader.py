@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
@@ -42,7 +41,7 @@ from sollold.placement.request import profile_of
 from sollold.placement.speculation import MeasuredDrafts, nothing_measured
 from sollold.retry import LogAndRetry
 from sollold.settings.schema import Settings
-from sollold.tasks import cancel_and_wait
+from sollold.tasks import cancel_and_wait, log_failure
 from sollold.turns import next_turn, sleep_until_set
 
 log = logging.getLogger("sollold.leader")
@@ -128,7 +127,7 @@ class Leader:
         self._unsubscribe = self._view.subscribe(self._observe)
         self._observe()
         self._watch = asyncio.create_task(self._look(), name="replicas and pinned models")
-        self._watch.add_done_callback(_tell_fault)
+        self._watch.add_done_callback(log_failure)
 
     async def close(self) -> None:
         """Cancel placements under way; their reservations expire by themselves."""
@@ -223,7 +222,7 @@ class Leader:
         job = self._pending.job(key)
         if job is None:
             job = self._pending.start(key, model.name, self._carry_out(ask))
-            job.add_done_callback(_tell_fault)
+            job.add_done_callback(log_failure)
         done, _ = await asyncio.wait([job], timeout=ANSWER_WITHIN)
         if not done:
             return Ensured(Verdict.PLANNING, message=f"making room for {model.name}")
@@ -360,8 +359,3 @@ class Leader:
 def _cancelled(model: str) -> Ensured:
     refusal = unloaded_by_force(model)
     return Ensured(Verdict.REFUSED, fault=refusal.fault.value, message=refusal.message)
-
-
-def _tell_fault(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("%s ended by an internal error", task.get_name(), exc_info=task.exception())

@@ -13,11 +13,10 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from sollold.facts import dataclass
-from sollold.tasks import cancel_and_wait
+from sollold.tasks import cancel_and_wait, start_task
 
 log = logging.getLogger("sollold.cluster")
 
@@ -72,7 +71,7 @@ class Acceptor:
         self._handshakes: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         for listener in sockets:
-            self._spawn(self._accept(listener))
+            start_task(self._tasks, self._accept(listener))
 
     async def close(self) -> None:
         """Stop accepting and close connections during their handshake; established ones stay open."""
@@ -80,11 +79,6 @@ class Acceptor:
         # Only now: until then the loop watches their descriptors, which may be reused once closed.
         for listener in self._sockets:
             listener.close()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -104,7 +98,7 @@ class Acceptor:
                 connection.close()
                 continue
             self._handshakes[address] = pending + 1
-            self._spawn(self._begin(connection, address, local))
+            start_task(self._tasks, self._begin(connection, address, local))
 
     async def _begin(self, connection: socket.socket, address: str, local: bool) -> None:
         """Complete the handshake and pass the connection to its protocol, or close it."""

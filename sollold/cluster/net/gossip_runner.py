@@ -24,7 +24,7 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.push_pull_stream import check_alive, sync
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.state_file import BackgroundWriter, KeptFile
-from sollold.tasks import cancel_and_wait
+from sollold.tasks import cancel_and_wait, log_failure, start_task
 
 log = logging.getLogger("sollold.cluster")
 
@@ -121,9 +121,8 @@ class GossipRunner:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run ``work`` as a task that `close_tasks` cancels; its failure is logged."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
+        task = start_task(self._tasks, work, "a task of the cluster")
+        task.add_done_callback(log_failure)
         return task
 
     def forget_others(self) -> None:
@@ -198,8 +197,3 @@ class GossipRunner:
         finally:
             self._exchanging -= 1
         self.do(self.gossip.tcp_pong(action.sequence, time.monotonic()))
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a task of the cluster failed", exc_info=error)

@@ -26,7 +26,7 @@ from sollold.cluster.net.rpc import PeerError, Workers
 from sollold.cluster.net.tunnel_server import TunnelServer, WorkerTunnels
 from sollold.errors import system_reason
 from sollold.facts import dataclass
-from sollold.tasks import cancel_and_wait, retrieve_error
+from sollold.tasks import cancel_and_wait, retrieve_error, start_task
 from sollold.undecodable import UNDECODABLE
 
 log = logging.getLogger("sollold.cluster")
@@ -183,9 +183,7 @@ class RpcServer:
         Raises:
             PeerError: there is no such method, or it refused or failed, or this node stops.
         """
-        task = asyncio.create_task(self._answer(caller, name, request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = start_task(self._tasks, self._answer(caller, name, request))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:

@@ -15,7 +15,7 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.cluster.net.view import View, name_of
 from sollold.engines.commands import Done, Release
-from sollold.tasks import cancel_and_wait
+from sollold.tasks import cancel_and_wait, start_task
 
 log = logging.getLogger("sollold.engines")
 
@@ -57,9 +57,7 @@ class StaleGrants:
             else:
                 stale.add((node, deployment))
         for node, deployment in sorted(stale - self._asked):
-            task = asyncio.create_task(self._give_back(node, deployment), name=f"stale grant {deployment}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            start_task(self._tasks, self._give_back(node, deployment), f"stale grant {deployment}")
         self._asked = stale
 
     async def close(self) -> None:

@@ -22,7 +22,7 @@ from sollold.cluster.net.tunnel_server import Open
 from sollold.cluster.net.view import View
 from sollold.engines.llamacpp.tunnel_dialer import TunnelDialer
 from sollold.machine.loopback_clients import client_users
-from sollold.tasks import cancel_and_wait
+from sollold.tasks import cancel_and_wait, start_task
 
 log = logging.getLogger("sollold.engines")
 
@@ -169,9 +169,7 @@ class Tunnel:
     def local_opened(self, end: _LocalEnd) -> None:
         """Handle a new local connection."""
         self._ends.add(end)
-        task = asyncio.get_running_loop().create_task(self._serve(end))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        start_task(self._tasks, self._serve(end))
 
     def local_closed(self, end: _LocalEnd) -> None:
         """Handle the end of a local connection."""
