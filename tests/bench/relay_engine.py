@@ -41,7 +41,29 @@ def chunked(data: bytes) -> bytes:
 
 CHUNKS = [chunked(data) for data in EVENTS]
 END = chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-WHOLE = json.dumps({"choices": [{"message": {"role": "assistant", "content": "yes"}}]}).encode()
+WHOLE = json.dumps(
+    {
+        "choices": [
+            {"finish_reason": "stop", "index": 0, "message": {"role": "assistant", "content": "yes"}}
+        ],
+        "created": 1795442783,
+        "model": "bench:latest",
+        "system_fingerprint": "b11434-0c1e57098",
+        "object": "chat.completion",
+        "usage": {"completion_tokens": 2, "prompt_tokens": 12, "total_tokens": 14},
+        "id": "chatcmpl-2V2x9zSRLM9W4q2NtkCMNrEa1U5diSn9",
+        "timings": {
+            "cache_n": 0,
+            "prompt_n": 12,
+            "prompt_ms": 81.3,
+            "prompt_per_second": 147.6,
+            "predicted_n": 2,
+            "predicted_ms": 52.2,
+            "predicted_per_second": 38.1,
+        },
+    },
+    separators=(",", ":"),
+).encode()
 
 
 class Engine(asyncio.Protocol):

@@ -1,6 +1,7 @@
 """A node for the relay's benchmark: `python -m tests.bench.relay_node NAME HTTP PEER OTHER ENGINE [KEY]`.
 
-It uses the real API, serving component and peer transport, with fixed records and models. Node ``b`` has the
+It uses the real API, serving component and peer transport, with fixed records and models, and collects
+garbage as the daemon does. Node ``b`` has the
 endpoint, so requests to it measure one hop and requests to ``a`` two. KEY is a file to which it writes an API
 key that other machines then need.
 """
@@ -9,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvloop
-from aiohttp import web
 
-from sollold.api.http.application import build_app
+from sollold.api.http.application import Listener, build_app
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.dialer import Dialer
@@ -121,15 +122,17 @@ async def main(name: str, ports: Sequence[int], engine: str, key_file: str = "")
     await server.start()
     await serving.start()
     # The own address is a trusted proxy, so that callers can claim to be another machine.
-    facts = HttpSettings(auth="keys" if key_file else "open", trusted_proxies=("127.0.0.1",))
+    facts = HttpSettings(
+        "127.0.0.1", http, auth="keys" if key_file else "open", trusted_proxies=("127.0.0.1",)
+    )
     keys = Keys(given, calls, Path(f"{key_file}.json")) if key_file else None
     if keys is not None:
         _, secret = await keys.create("bench", Scope.INFER)
         await asyncio.to_thread(Path(key_file).write_text, secret)
     built = parts(serving, model(MODEL), cluster=PlainCluster(given.me), keys=keys)
-    runner = web.AppRunner(build_app(built, facts), access_log=None, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", http).start()
+    await Listener(build_app(built, facts), facts).start()
+    gc.collect()
+    gc.freeze()
     await asyncio.Event().wait()
 
 
