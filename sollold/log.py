@@ -7,7 +7,6 @@ lines, or, for values with newlines, ``FIELD``, newline, 8 bytes little-endian l
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 import socket
@@ -23,6 +22,7 @@ REQUEST_FIELDS = (
     *("resumed", "outcome", "error"),
 )
 """Further journal fields of a request's log line; its text contains them as well."""
+_JOURNAL_FIELDS = [(name, f"SOLLOLD_{name.upper()}") for name in (*FIELDS, *REQUEST_FIELDS)]
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
@@ -57,9 +57,9 @@ class JournalHandler(logging.Handler):
                 "CODE_FILE": record.pathname,
                 "CODE_LINE": str(record.lineno),
             }
-            for name in (*FIELDS, *REQUEST_FIELDS):
+            for name, field in _JOURNAL_FIELDS:
                 if (value := getattr(record, name, "")) != "":
-                    fields[f"SOLLOLD_{name.upper()}"] = str(value)
+                    fields[field] = str(value)
             self._socket.send(b"".join(_entry(name, value) for name, value in fields.items()))
         except OSError:
             pass
@@ -73,9 +73,9 @@ class JournalHandler(logging.Handler):
 
 
 def _entry(name: str, value: str) -> bytes:
+    if "\n" not in value:
+        return f"{name}={value}\n".encode("utf-8", "replace")
     data = value.encode("utf-8", "replace")
-    if b"\n" not in data:
-        return name.encode() + b"=" + data + b"\n"
     return name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
 
 
@@ -106,13 +106,17 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message with its arguments escaped, followed by the traceback if there is one."""
-        safe = copy.copy(record)
-        if isinstance(record.args, tuple):
-            safe.args = tuple(arg if isinstance(arg, int | float) else _Escaped(arg) for arg in record.args)
-        elif record.args:
-            safe.args = {name: _Escaped(arg) for name, arg in record.args.items()}
-        safe.__dict__["exc_text"] = None  # cached by another formatter
-        return super().format(safe)
+        args, cached = record.args, record.exc_text
+        if isinstance(args, tuple):
+            record.args = tuple(arg if isinstance(arg, (int, float)) else _Escaped(arg) for arg in args)
+        elif args:
+            record.args = {name: _Escaped(arg) for name, arg in args.items()}
+        record.exc_text = None  # Cached by another formatter.
+        try:
+            return super().format(record)
+        finally:
+            # Other handlers get the same record; a copy would take longer than everything else.
+            record.args, record.exc_text = args, cached
 
     def formatException(self, ei: Any) -> str:
         """Return the traceback, indented so that no exception text can pass for a log line."""
@@ -153,6 +157,8 @@ def set_up(level: str, stream: TextIO | None = None) -> None:
         handler.setFormatter(TerminalFormatter())
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    # No line shows them, and each record would look them up.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     set_level(level)
 
 

@@ -111,7 +111,10 @@ REQUEST_LOG = web.AppKey("request_log", RequestLog)
 """The application's `RequestLog`."""
 
 
+_SPECIAL = frozenset(' "=\\')
+
+
 def _quoted(value: object) -> str:
     text = str(value)
-    plain = text.isprintable() and not set(text) & set(' "=\\')
+    plain = text.isprintable() and _SPECIAL.isdisjoint(text)
     return text if plain else '"' + text.encode("unicode_escape").decode().replace('"', '\\"') + '"'
