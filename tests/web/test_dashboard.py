@@ -827,6 +827,25 @@ async def test_the_skip_link_stays_in_the_view(page: Page, show: Show) -> None:
     assert await page.run("location.hash") == "#/doctor"
 
 
+async def test_the_focus_returns_when_a_question_is_cancelled(page: Page, show: Show) -> None:
+    given, url = await show()
+    await page.open(f"{url}/#/models")
+    model = "[data-model='llama3.3:70b']"
+    for act in ("Copy", "Delete"):
+        await page.click(f"{model} [data-act={act}]")
+        await page.run(f"document.querySelector(`{model} .model-panel button:last-of-type`).focus()")
+        assert await page.run("document.activeElement.textContent") == "Cancel"
+        await page.press("Enter")
+        await page.until(f"document.activeElement.dataset.act === '{act}'")
+    assert given.keys is not None
+    await given.keys.create("laptop", Scope.INFER)
+    await page.open(f"{url}/#/keys")
+    await page.click("[aria-label='Revoke laptop']")
+    await page.run("document.querySelector(`[aria-label='Cancel laptop']`).focus()")
+    await page.press("Enter")
+    await page.until("document.activeElement.ariaLabel === 'Revoke laptop'")
+
+
 async def test_a_machine_waiting_for_admission_is_shown_with_its_code(page: Page, show: Show) -> None:
     waiting = (WaitingMachine("f" * 16, "<i>gina</i>", "4711-0815"),)
     _, url = await show(replace(machines()[0], waiting=waiting), *machines()[1:])

@@ -78,14 +78,14 @@ function row(one, revoke) {
   const may = scopes.find(([scope]) => scope === one.scope)?.[1] || one.scope;
   const place = el("td", { class: "figure" });
   const button = (text, act, kind = "") => el("button", { type: "button", class: `small ${kind}`, text, "aria-label": `${text} ${one.name}`, on: { click: act } });
+  const first = button("Revoke", () => ask(), "quiet");
   // Programs that use the key lose access at once, so ask for confirmation.
   const ask = () => {
     const sure = button("Revoke it", () => revoke(one), "danger");
-    place.replaceChildren(sure, " ", button("Cancel", calm));
+    place.replaceChildren(sure, " ", button("Cancel", () => { place.replaceChildren(first); first.focus(); }));
     sure.focus();
   };
-  const calm = () => place.replaceChildren(button("Revoke", ask, "quiet"));
-  if (!one.revoked && !over) calm();
+  if (!one.revoked && !over) place.append(first);
   return el("tr", { class: one.revoked || over ? "dim" : "" }, ...columns.map((name, at) => {
     if (at === 4) return place;
     return el(at ? "td" : "th", { scope: at ? null : "row", "data-label": name, text: [one.name, may, day(one.created), state][at] });

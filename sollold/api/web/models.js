@@ -94,12 +94,21 @@ async function follow(wanted, place, done) {
 
 function makeModel(model, reload) {
   const panel = el("div", { class: "model-panel", "aria-live": "polite" });
-  const button = (text, act, kind = "") => el("button", { type: "button", class: `small ${kind}`, text, "data-act": text, "aria-label": `${text} ${model.name}`, on: { click: act } });
+  let opener = null;
+  const button = (text, act, kind = "") => el("button", { type: "button", class: `small ${kind}`, text, "data-act": text, "aria-label": `${text} ${model.name}`,
+    on: { click: (event) => { opener = event.currentTarget; act(); } } });
+  /** Show `nodes` in the panel; the focus returns from what was there to the button that opened it. */
+  const fill = (...nodes) => {
+    const hadFocus = panel.contains(document.activeElement);
+    panel.replaceChildren(...nodes);
+    if (hadFocus) opener.focus();
+  };
+  const close = () => fill();
   const attempt = async (what, act) => {
     const words = el("p", { class: "dim", text: `${what} …` });
-    panel.replaceChildren(words);
+    fill(words);
     // Leave the panel alone if it shows something else by now.
-    const replace = (...nodes) => { if (words.isConnected) panel.replaceChildren(...nodes); };
+    const replace = (...nodes) => { if (words.isConnected) fill(...nodes); };
     try {
       const shown = await act();
       replace(...(shown instanceof Node ? [shown] : []));
@@ -110,20 +119,20 @@ function makeModel(model, reload) {
   };
   const plan = () => attempt("Planning", async () => {
     const found = await send("POST", "/api/cluster/plan", { model: model.name });
-    return showPlan(found, () => panel.replaceChildren());
+    return showPlan(found, close);
   });
   const load = () => attempt("Loading; this continues if you leave the page", () => send("POST", "/api/cluster/load", { model: model.name }));
   const unload = () => attempt("Unloading", () => send("POST", "/api/cluster/unload", { model: model.name }));
   const copy = () => {
     const name = el("input", { type: "text", required: true, "aria-label": `New name for the copy of ${model.name}`, placeholder: "new name" });
     const form = el("form", { class: "row-form" }, name, el("button", { type: "submit", class: "small primary", text: "Copy" }),
-      el("button", { type: "button", class: "small", text: "Cancel", on: { click: () => panel.replaceChildren() } }));
+      el("button", { type: "button", class: "small", text: "Cancel", on: { click: close } }));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const destination = name.value.trim();
       attempt("Copying", async () => { await send("POST", "/api/copy", { source: model.name, destination }); await reload(); });
     });
-    panel.replaceChildren(form);
+    fill(form);
     name.focus();
   };
   const remove = () => {
@@ -131,8 +140,8 @@ function makeModel(model, reload) {
       await send("DELETE", "/api/delete", { model: model.name });
       await reload();
     }) } });
-    panel.replaceChildren(el("p", {}, `Delete ${model.name} from every machine that has it? `, yes, " ",
-      el("button", { type: "button", class: "small", text: "Cancel", on: { click: () => panel.replaceChildren() } })));
+    fill(el("p", {}, `Delete ${model.name} from every machine that has it? `, yes, " ",
+      el("button", { type: "button", class: "small", text: "Cancel", on: { click: close } })));
     yes.focus();
   };
   return el("li", { class: "model" },
