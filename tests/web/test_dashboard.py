@@ -846,6 +846,49 @@ async def test_the_focus_returns_when_a_question_is_cancelled(page: Page, show: 
     await page.until("document.activeElement.ariaLabel === 'Revoke laptop'")
 
 
+@pytest.mark.parametrize(
+    ("view", "button", "wanted"),
+    [
+        ("doctor", "Check again", "Check again"),
+        ("model/llama3.3%3A70b", "Show", "alpha llama-server"),
+        ("chat", "Send", "Message"),
+        ("chat", "Regenerate", "Message"),
+    ],
+)
+async def test_the_keyboard_keeps_its_place(
+    page: Page, show: Show, view: str, button: str, wanted: str
+) -> None:
+    _, url = await show()
+    await page.open(f"{url}/#/{view}")
+    await page.until(READY)
+    if view == "chat":
+        await page.until("document.querySelector('#chat-model').value")
+        await page.write("#message", "What is this?")
+    if button == "Regenerate":
+        await page.press("Enter")
+    found = f"[...document.querySelectorAll('button')].find((b) => b.textContent === '{button}')"
+    await page.until(found)
+    # Chromium shows the focus if it came by the keyboard.
+    await page.press("Tab")
+    await page.run(f"{found}.focus()")
+    await page.press("Enter")
+    focused = "document.activeElement.ariaLabel || document.activeElement.textContent"
+    await page.until(f"({focused}) === '{wanted}' && !document.activeElement.disabled")
+    if view == "chat":
+        await page.until("document.querySelector('.assistant .foot button')")
+    assert await page.run(focused) == wanted
+
+
+async def test_the_focus_moves_to_what_replaces_a_button(page: Page, show: Show) -> None:
+    anna, *others = machines()
+    given, url = await show(anna, *others)
+    await page.open(url)
+    await page.until(READY)
+    await page.run(f"document.querySelector(`[data-node='{anna.node}'] button`).focus()")
+    cluster_of(given).change(replace(anna, draining=True), *others)
+    await page.until("document.activeElement.textContent === 'Take requests again'")
+
+
 async def test_a_machine_waiting_for_admission_is_shown_with_its_code(page: Page, show: Show) -> None:
     waiting = (WaitingMachine("f" * 16, "<i>gina</i>", "4711-0815"),)
     _, url = await show(replace(machines()[0], waiting=waiting), *machines()[1:])

@@ -152,10 +152,16 @@ export function chatView(place, wanted) {
     return line;
   }
 
+  /** Focus the message instead of a button that is about to disappear or to be disabled, if the keyboard is used. */
+  function leave(button) {
+    if (button.matches(":focus-visible")) message.focus();
+  }
+
   /** Make a button that asks the last question again. */
   function againButton(text) {
-    return el("button", { type: "button", class: "quiet small again", text, disabled: !model.value, on: { click: () => {
+    return el("button", { type: "button", class: "quiet small again", text, disabled: !model.value, on: { click: (event) => {
       if (asking || !model.value) return;
+      leave(event.currentTarget);
       if (chat.messages.at(-1)?.role === "assistant") chat.messages.pop();
       show(chat);
       answer();
@@ -272,6 +278,7 @@ export function chatView(place, wanted) {
     event.preventDefault();
     const text = message.value.trim();
     if (!text || asking || !model.value) return;
+    leave(sendButton);
     const said = { role: "user", content: text, ...(images.length ? { images } : {}) };
     chat.messages.push(said);
     save(chat);
@@ -288,7 +295,7 @@ export function chatView(place, wanted) {
     event.preventDefault();
     form.requestSubmit();
   });
-  stop.addEventListener("click", () => asking?.abort());
+  stop.addEventListener("click", () => { leave(stop); asking?.abort(); });
   file.addEventListener("change", async () => {
     images = await Promise.all([...file.files].slice(0, 4).map((one) => new Promise((done) => {
       const reader = new FileReader();

@@ -14,9 +14,11 @@ export function doctorView(place) {
   place.append(el("div", { class: "title-row" }, el("h1", { text: "Doctor" }), again), waiting, well, list,
     el("h2", { text: "Events recorded by this node" }), events);
   again.addEventListener("click", async () => {
-    again.disabled = true;
+    // A disabled button would lose the focus.
+    if (again.ariaBusy === "true") return;
+    again.ariaBusy = "true";
     await refreshDoctor().catch(() => {});
-    again.disabled = false;
+    again.ariaBusy = "false";
   });
   const draw = () => {
     keyed(list, state.findings, (one) => `${one.grade}${one.what}`, makeFinding);

@@ -36,7 +36,10 @@ export function setAttribute(node, name, value) {
   if (node.getAttribute(name) !== text) node.setAttribute(name, text);
 }
 
-/** Make `parent`'s children follow `items`: those with a known key are kept and updated in place. */
+/**
+ * Make `parent`'s children follow `items`: those with a known key are kept and updated in place. If the one with the
+ * focus is removed, its neighbour gets it.
+ */
 export function keyed(parent, items, keyOf, create, update = () => {}) {
   const known = parent.keyedChildren || (parent.keyedChildren = new Map());
   const wanted = new Set();
@@ -57,8 +60,10 @@ export function keyed(parent, items, keyOf, create, update = () => {}) {
   }
   for (const [key, node] of known) {
     if (!wanted.has(key)) {
+      const near = node.contains(document.activeElement) && (node.nextElementSibling || node.previousElementSibling);
       node.remove();
       known.delete(key);
+      if (near) (near.matches("button") ? near : near.querySelector("a, button"))?.focus({ preventScroll: true });
     }
   }
 }

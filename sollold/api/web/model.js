@@ -23,10 +23,12 @@ export function modelView(place, name) {
   const gone = el("p", { class: "empty", hidden: true }, "No machine that is online has this model. To download it, or to choose another: ",
     el("a", { href: "#/models", text: "Models" }), ".");
   load.addEventListener("click", async () => {
+    // A disabled button would lose the focus.
+    if (load.ariaBusy === "true") return;
+    load.ariaBusy = "true";
     setText(trouble, "");
-    load.disabled = true;
     try { await send("POST", "/api/cluster/load", { model: name }); } catch (error) { setText(trouble, error.message); }
-    load.disabled = false;
+    load.ariaBusy = "false";
     refresh();
     explain();
   });
@@ -86,6 +88,7 @@ async function showLogs(place, name) {
     const { logs } = await getJson(`/api/cluster/logs/${encodeURIComponent(name)}?lines=60`, 15);
     place.replaceChildren(...(logs.length ? logs.map((one) => el("details", { open: true },
       el("summary", { text: `${one.node} ${one.process}` }), el("pre", { tabindex: "0", text: one.text }))) : [el("p", { class: "empty", text: "The log is empty." })]));
+    place.querySelector("summary")?.focus({ preventScroll: true });
   } catch (error) { place.append(el("p", { class: "bad-text", text: error.message })); }
 }
 
