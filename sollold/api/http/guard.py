@@ -115,7 +115,8 @@ class Guard:
                 if status == _HUNG_UP and record is not None and record.outcome == "ok":
                     status = 200  # The caller has received the whole answer.
                 self.answers.add(dialect, exchange.route, status, time.monotonic() - started)
-                self.requests.write(request, exchange, status, started)
+                # An answer in one piece is written before its log line.
+                asyncio.get_running_loop().call_soon(self.requests.write, request, exchange, status, started)
 
         return guard
 
