@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import replace
 from math import isfinite
 
@@ -120,8 +120,8 @@ class LocalStream:
         self._queue = queue
         self._host = host
         self._client = client
-        self._in_use: AbstractContextManager[None] | None = None
-        """While this context is entered, the engine does not count as idle."""
+        self._in_use = ExitStack()
+        """Until it is closed, the engine does not count as idle."""
         self._connecting: asyncio.Timeout | None = None
         self._connection: HttpConnection | None = None
         self._previous = self._last = b""
@@ -162,9 +162,7 @@ class LocalStream:
         """Wait for a slot, send the request, and return the head of the response."""
         request, arrived = self.request, self._loop.time()
         try:
-            in_use = self._host.busy(request.endpoint, request.keep_alive)
-            in_use.__enter__()
-            self._in_use = in_use
+            self._in_use.enter_context(self._host.busy(request.endpoint, request.keep_alive))
             if not request.bypass_queue or request.suspect:
                 await self._queue.enter(
                     request.id,
@@ -313,9 +311,7 @@ class LocalStream:
                 self._client.release(self._connection)
         self._on_end(self)
         self._queue.leave(self.request.id)
-        in_use, self._in_use = self._in_use, None
-        if in_use is not None:
-            in_use.__exit__(None, None, None)
+        self._in_use.close()
 
     def _hang_up(self) -> None:
         if self._connection is not None:

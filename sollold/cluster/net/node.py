@@ -204,7 +204,8 @@ class ClusterNode:
     @property
     def me(self) -> Record:
         """This node's own record, with its version and claim."""
-        return self._gossip.known.me if self._gossip is not None else self._first_record
+        gossip = self._gossip
+        return gossip.known.me if gossip is not None else self._first_record
 
     @property
     def port(self) -> int:
