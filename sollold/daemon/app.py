@@ -141,10 +141,9 @@ class Daemon:
         )
         self._origins, self._hosts, self._access = app[ORIGINS], app[HOSTS], app[ACCESS]
         self._request_log = app[REQUEST_LOG]
-        if parts.tls is not None and settings.http.requires_tls:
-            # Otherwise a certificate is issued when a client uses TLS for the first time.
-            await parts.tls.start()
-            stack.push_async_callback(parts.tls.close)
+        if parts.required_tls is not None:
+            await parts.required_tls.start()
+            stack.push_async_callback(parts.required_tls.close)
         listener = Listener(app, settings.http, drain=_CLOSE_SECONDS, tls=parts.tls)
         await listener.start()
         stack.push_async_callback(listener.close)
@@ -208,8 +207,8 @@ class Daemon:
             self._need_restart = tuple(key for key in changed if key not in LIVE_KEYS)
             if self._need_restart:
                 logger.warning("these settings need a restart: %s", ", ".join(self._need_restart))
-            if self._parts.tls is not None and self.settings.http.requires_tls:
-                await self._parts.tls.refresh()
+            if self._parts.required_tls is not None:
+                await self._parts.required_tls.refresh()
             logger.info("settings reloaded; changed: %s", ", ".join(live) or "none")
         finally:
             systemd.notify(ready=True, status=self.status())
@@ -287,8 +286,8 @@ class Daemon:
             trouble.append((parts.meter.problem, ""))
         files = [*parts.catalogue.problems, *abandoned(parts.catalogue.own, time.time())]
         trouble.extend(parts.internet.trouble())
-        if parts.tls is not None and self.settings.http.requires_tls:
-            trouble.extend(parts.tls.trouble())
+        if parts.required_tls is not None:
+            trouble.extend(parts.required_tls.trouble())
         if missing := missing_drafter(parts.library, self.settings.placement.speculation):
             trouble.append((missing, "fetch that model with `sollold pull`, or name another in sollold.toml"))
         if parts.ollama.trouble:

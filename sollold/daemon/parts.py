@@ -115,6 +115,8 @@ class Parts:
         self.secret = SecretChanges(self.node, self.calls)
         self.secret.register(self.peers)
         self.tls = certificate_of(settings.http, self.identity, self._subject)
+        self.required_tls = self.tls if settings.http.requires_tls else None
+        """None if HTTP is allowed: then a certificate is issued when a client uses TLS for the first time."""
 
     def _subject(self) -> Subject:
         """Return the names and addresses for this node's certificate."""
