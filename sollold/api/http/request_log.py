@@ -90,7 +90,10 @@ class RequestLog:
         fields["seconds"] = f"{time.monotonic() - started:.3f}"
         # Empty values are left out; names with spaces are quoted, so that the line can be split.
         words = [f"{name}={_quoted(value)}" for name, value in fields.items() if value != ""]
-        log.info("%s", " ".join(words), extra={**fields, "request": exchange.id})
+        # Faster than `log.info`, which looks for the line of code and checks each name in `extra`.
+        line = log.makeRecord(log.name, logging.INFO, __file__, 0, "%s", (" ".join(words),), None)
+        line.__dict__.update(fields, request=exchange.id)
+        log.handle(line)
 
     def count_tokens(self, key: Key | None, record: FinishedRequest) -> None:
         """Count the tokens of a request to a model as used by ``key``, if it has one."""
@@ -114,7 +117,7 @@ REQUEST_LOG = web.AppKey("request_log", RequestLog)
 _SPECIAL = frozenset(' "=\\')
 
 
-def _quoted(value: object) -> str:
-    text = str(value)
-    plain = text.isprintable() and _SPECIAL.isdisjoint(text)
-    return text if plain else '"' + text.encode("unicode_escape").decode().replace('"', '\\"') + '"'
+def _quoted(value: object) -> object:
+    if not isinstance(value, str) or (value.isprintable() and _SPECIAL.isdisjoint(value)):
+        return value
+    return '"' + value.encode("unicode_escape").decode().replace('"', '\\"') + '"'
