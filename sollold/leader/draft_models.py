@@ -94,7 +94,7 @@ def _why_not(drafter: Model, model: Model) -> str:
         return f"{drafter.name} is the model itself"
     if why := drafter.unusable or drafter.only_ollama or ("" if drafter.files else "it has no file"):
         return f"{drafter.name} can't be run here: {why.rstrip('.')}"
-    if "embedding" in drafter.capabilities and "completion" not in drafter.capabilities:
+    if drafter.only_embeds:
         return f"{drafter.name} only makes embeddings"
     if drafter.adapters:
         return f"{drafter.name} has adapters, and such models can't draft"

@@ -194,7 +194,7 @@ def request_of(ask: Ensure, model: Model, snapshot: ClusterSnapshot) -> Placemen
 
 def for_embedding(ask: Ensure, model: Model) -> bool:
     """Return whether the llama-server must be one for embeddings, which serves nothing else."""
-    return ask.embedding or ("embedding" in model.capabilities and "completion" not in model.capabilities)
+    return ask.embedding or model.only_embeds
 
 
 footprint_of = lru_cache(maxsize=256)(footprint)

@@ -74,3 +74,8 @@ class Model:
     vocabulary: str = ""
     named: bool = False
     version: str = ""
+
+    @property
+    def only_embeds(self) -> bool:
+        """Whether it makes embeddings and can't generate text."""
+        return "embedding" in self.capabilities and "completion" not in self.capabilities

@@ -170,7 +170,6 @@ def _query(ask: Ask, listed: Listed, wish: PlacementWish, placement: PlacementSe
     """Return what ``ask`` needs of an endpoint."""
     model = listed.model
     trained = model.context_train
-    only_embeds = "embedding" in model.capabilities and "completion" not in model.capabilities
     return EndpointQuery(
         model=model.name,
         engines=frozenset(ask.calls),
@@ -180,7 +179,7 @@ def _query(ask: Ask, listed: Listed, wish: PlacementWish, placement: PlacementSe
         trained=trained,
         prefix=ask.prefix,
         # The server of a model that only embeds only embeds, whatever the request.
-        embedding=ask.embedding or only_embeds,
+        embedding=ask.embedding or model.only_embeds,
         digest=model.digest,
         in_ollama=listed.in_ollama,
         size=model.size,
