@@ -59,15 +59,17 @@ def choose(
     full, smaller = context.runs_to_try(request, train)
     found: tuple[Candidate, list[Alternative]] | None = None
     basis = SearchContext(request, fleet, footprint_of(full[0]), full[0], correction)
+
+    def search_of(run: Run) -> SearchContext:
+        return basis if run is full[0] else SearchContext(request, fleet, footprint_of(run), run, correction)
+
     alone_allowed = not request.always and not request.fixed and request.policy is not Policy.SPREAD
     if alone_allowed:
         # Prefer fewer slots on one machine to many slots over several: tokens are faster there.
         for run in full:
             if run is not full[0] and not _may_hold(basis):
                 break
-            search = (
-                basis if run is full[0] else SearchContext(request, fleet, footprint_of(run), run, correction)
-            )
+            search = search_of(run)
             alone = on_one_machine(search)
             if alone is not None:
                 found = _prefer_split(search, alone), search.lost
@@ -75,9 +77,7 @@ def choose(
     if found is None:
 
         def attempt(run: Run) -> tuple[Candidate, list[Alternative]] | None:
-            search = (
-                basis if run is full[0] else SearchContext(request, fleet, footprint_of(run), run, correction)
-            )
+            search = search_of(run)
             best = on_one_machine(search) if alone_allowed and run in smaller else None
             best = best or over_several(search)
             return (best, search.lost or basis.lost) if best is not None else None

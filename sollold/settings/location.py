@@ -30,6 +30,11 @@ def own_settings() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or home_folder() / ".config")
 
 
+def cache_home(environ: Mapping[str, str], home: Path) -> Path:
+    """Return the user's folder for caches; ``home``: the user's home folder."""
+    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
+
+
 def expanded(path: str | Path) -> Path:
     """Expand ``~`` in ``path``; return it unchanged if that home folder does not exist."""
     try:

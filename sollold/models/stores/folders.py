@@ -20,6 +20,7 @@ from sollold.models.stores.permission_hint import permission_hint
 from sollold.models.stores.safe_read import open_file
 from sollold.models.stores.scan_result import FoundModel, Problem, Scan
 from sollold.models.stores.shards import ShardedFile, group
+from sollold.settings.location import cache_home
 from sollold.undecodable import UNDECODABLE
 
 CARD = "sollold.json"
@@ -34,8 +35,7 @@ def llama_cache(environ: Mapping[str, str], home: Path) -> Path:
     """Return the cache that llama.cpp used before it shared Hugging Face's."""
     if value := environ.get("LLAMA_CACHE"):
         return Path(value)
-    base = Path(environ["XDG_CACHE_HOME"]) if environ.get("XDG_CACHE_HOME") else home / ".cache"
-    return base / "llama.cpp"
+    return cache_home(environ, home) / "llama.cpp"
 
 
 def scan_folder(root: Path) -> Scan:

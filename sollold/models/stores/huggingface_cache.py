@@ -13,7 +13,7 @@ from sollold.models.names import of_file, quantization_in
 from sollold.models.stores.permission_hint import permission_hint
 from sollold.models.stores.scan_result import Problem, Scan
 from sollold.models.stores.shards import ShardedFile, group
-from sollold.settings.location import expanded
+from sollold.settings.location import cache_home, expanded
 
 
 def caches(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:
@@ -21,8 +21,7 @@ def caches(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:
     for key, rest in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if value := environ.get(key):
             return (expanded(value) / rest,)
-    base = Path(environ["XDG_CACHE_HOME"]) if environ.get("XDG_CACHE_HOME") else home / ".cache"
-    return (base / "huggingface" / "hub",)
+    return (cache_home(environ, home) / "huggingface" / "hub",)
 
 
 def scan(root: Path) -> Scan:
