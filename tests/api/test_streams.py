@@ -72,6 +72,31 @@ async def test_a_failed_response_stream_has_both_failed_and_error_events(
                 pass
 
 
+async def test_a_response_stream_reports_that_its_input_is_too_long(
+    serve: Serve, http: ClientSession
+) -> None:
+    """Codex shortens the conversation only after such an event: after a 400 it fails at each further turn."""
+    service = ScriptedService()
+    text = "request (9000 tokens) exceeds the available context size (2048 tokens)"
+    service.refusal = Refusal(Fault.ENGINE, text, status=400)
+    url = await serve(parts(service))
+    body = {"model": "demo", "input": "hi", "stream": True}
+    async with http.post(f"{url}/v1/responses", json=body) as answer:
+        assert answer.status == 200
+        text = await answer.text()
+    events = [json.loads(part.split("data: ")[1]) for part in text.strip().split("\n\n")]
+    kinds = ["response.created", "response.in_progress", "response.failed", "error"]
+    assert [event["type"] for event in events] == kinds
+    assert events[2]["response"]["error"]["code"] == events[3]["code"] == "context_length_exceeded"
+    # LangChain looks for these words.
+    assert "exceeds the context window" in events[3]["message"] and "9000" in events[3]["message"]
+    async with http.post(f"{url}/v1/responses", json={**body, "stream": False}) as answer:
+        assert answer.status == 400
+    service.refusal = Refusal(Fault.ENGINE, "no such grammar", status=400)
+    async with http.post(f"{url}/v1/responses", json=body) as answer:
+        assert answer.status == 400
+
+
 async def test_an_unexpected_exception_is_not_shown_to_clients(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk("a"), ValueError("secret inside"))
     url = await serve(parts(service))

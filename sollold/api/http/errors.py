@@ -96,13 +96,18 @@ def error_object(
     return {"error": {"message": message, "type": kind, "param": field or None, "code": code}}
 
 
+def is_too_long(refusal: Refusal) -> bool:
+    """Whether an engine refused a prompt that is longer than its context."""
+    return refusal.fault is Fault.ENGINE and longest_input(refusal.message) is not None
+
+
 def refusal_object(dialect: Dialect, refusal: Refusal, request: str = "") -> dict[str, Any]:
     """Return the body of a refusal in ``dialect``. ``request``: as for `error_object`.
 
     A prompt that is too long gets the code or message by which agents recognize that they must shorten it.
     """
     message, code = refusal.message, refusal.code or _CODES.get(refusal.fault)
-    if refusal.fault is Fault.ENGINE and longest_input(message) is not None:
+    if is_too_long(refusal):
         code = "context_length_exceeded"
         if dialect is Dialect.ANTHROPIC:
             message = f"prompt is too long: {_LLAMA_TOO_LONG.sub(_ANTHROPIC_TOO_LONG, message)}"

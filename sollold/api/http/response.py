@@ -17,7 +17,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from sollold.api.http.encoder import Encoder
-from sollold.api.http.errors import Dialect, is_final, refusal_bytes, retry_after, status_of
+from sollold.api.http.errors import Dialect, is_final, is_too_long, refusal_bytes, retry_after, status_of
 from sollold.api.http.inflight import InflightRequest, InflightRequests
 from sollold.api.http.key_watch import LAST_WORDS_SECONDS, revoked
 from sollold.api.http.routing_text import WARNING, header_text, routing_headers, sse_comment, waiting_text
@@ -89,9 +89,11 @@ class Reply:
         *,
         gather: Callable[[], Encoder] | None = None,
         warnings: tuple[str, ...] = (),
+        too_long_in_stream: bool = False,
     ) -> None:
         """``gather`` makes another encoder like ``encoder``: the engine streams the answer, which is
-        assembled here for a caller that does not stream. ``warnings``: apply if a llama-server answers."""
+        assembled here for a caller that does not stream. ``warnings``: apply if a llama-server answers.
+        ``too_long_in_stream``: a stream always begins, and then reports that the prompt is too long."""
         self._request = request
         self._context = context
         self._service = context.service
@@ -99,6 +101,7 @@ class Reply:
         self._encoder = encoder
         self._gather = gather
         self._warnings = warnings
+        self._too_long_in_stream = too_long_in_stream
         self._to_stream = ask.stream and gather is None
         self._keepalive = context.keepalive
         self._live: InflightRequest
@@ -134,17 +137,18 @@ class Reply:
             try:
                 answer = await self._open()
             except BaseException as problem:
-                if self._early is None:
+                begins = self._too_long_in_stream and isinstance(problem, Refusal) and is_too_long(problem)
+                if self._early is None and not begins:
                     raise
-                # The headers are sent: report it in the stream.
+                # The headers are sent, or will be: report it in the stream.
                 answer = problem
             finally:
                 grace_timer.cancel()
             if self._early is not None:
                 writer = await self._early
             else:
-                assert isinstance(answer, Answer)
-                writer = await self._prepare(routing_headers(answer.routing))
+                headers = routing_headers(answer.routing) if isinstance(answer, Answer) else {}
+                writer = await self._prepare(headers)
             return await self._stream(answer, writer)
         finally:
             if self._timer is not None:

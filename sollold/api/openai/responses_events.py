@@ -13,7 +13,7 @@ import msgspec
 from sollold.api.engine.chunks import ToolPiece, logprob_objects, object_of
 from sollold.api.engine.encoders import Event, EventTranslator
 from sollold.api.engine.sealed_thought import sealed
-from sollold.api.http.errors import Dialect, refusal_object
+from sollold.api.http.errors import Dialect, is_too_long, refusal_object
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_tools import SEARCH, OwnTool
 from sollold.errors import Refusal
@@ -231,12 +231,17 @@ class ResponseEvents(EventTranslator):
 
         Agents (Codex) look for ``response.failed``, OpenAI's own clients for ``error``.
         """
+        events = [] if self._number else self.keep_alive()
         error = refusal_object(Dialect.OPENAI, refusal)["error"]
-        code = error.get("code") or refusal.fault.value
-        self._status, self._error = "failed", {"code": code, "message": refusal.message}
+        if is_too_long(refusal):
+            # By these words of OpenAI's, clients recognize it in a stream.
+            error["message"] = f"the input exceeds the context window: {refusal.message}"
+        code, message = error.get("code") or refusal.fault.value, error["message"]
+        self._status, self._error = "failed", {"code": code, "message": message}
         return [
+            *events,
             self._event("response.failed", response=self.result()),
-            self._event("error", code=code, message=refusal.message, param=None, error=error),
+            self._event("error", code=code, message=message, param=None, error=error),
         ]
 
     def result(self) -> Event:

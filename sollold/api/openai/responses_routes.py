@@ -104,7 +104,10 @@ class ResponsesRoutes:
         context = self._context
         if parsed.truncation == "auto":
             context = replace(context, service=TruncatingService(context.service))
-        return await Reply(request, context, ask, encoder(), gather=gather, warnings=warnings).run()
+        reply = Reply(
+            request, context, ask, encoder(), gather=gather, warnings=warnings, too_long_in_stream=True
+        )
+        return await reply.run()
 
     async def _count(self, request: web.Request) -> web.StreamResponse:
         body = await read_object(request)
