@@ -73,6 +73,16 @@ def bad_request(message: str, *, field: str = "", status: int = 0) -> Refusal:
     return Refusal(Fault.BAD_REQUEST, message, field=field, status=status)
 
 
+IMAGE_FIELD, INVALID_VALUE = "content.image_url", "invalid_value"
+"""Field and code of an image that can't be used. Codex then leaves it out of its next request, which would
+otherwise be refused for the same image, as would all that follow."""
+
+
+def bad_image(message: str) -> Refusal:
+    """Return the refusal of a request for one of its images."""
+    return Refusal(Fault.BAD_REQUEST, message, field=IMAGE_FIELD, code=INVALID_VALUE)
+
+
 def unloaded_by_force(model: str) -> Refusal:
     """Return the refusal of a request that used, or waited for, a model that was unloaded by force.
 

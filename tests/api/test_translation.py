@@ -904,6 +904,25 @@ def test_a_too_long_prompt_has_the_error_that_agents_recognize() -> None:
     assert other["error"]["code"] is None
 
 
+@pytest.mark.parametrize(
+    ("image", "capabilities"),
+    [
+        ("data:image/png;base64,", ("vision",)),
+        ("data:image/png;base64,?", ("vision",)),
+        ("http://x/a.png", ()),
+    ],
+)
+def test_the_error_of_an_image_tells_codex_to_leave_it_out(image: str, capabilities: tuple[str, ...]) -> None:
+    content = [{"type": "input_image", "image_url": image}]
+    ask = msgspec.convert({"model": "m", "input": [{"role": "user", "content": content}]}, ResponseAsk)
+    with pytest.raises(Refusal) as refused:
+        response_body(ask, model(capabilities=("completion", *capabilities)))
+    engines = Refusal(Fault.ENGINE, "Failed to load image or audio file", status=400)
+    for refusal in (refused.value, engines):
+        error = refusal_object(Dialect.OPENAI, refusal)["error"]
+        assert error["code"] == "invalid_value" and error["param"].endswith(".image_url")
+
+
 def test_parameter_counts_are_written_as_in_ollama() -> None:
     counts = (8_030_261_248, 494_030_000, 1_500, 7, 27_000_000_000, 137_000_000, 2 * 10**12)
     texts = [parameter_text(count) for count in counts]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sollold.errors import bad_request
+from sollold.errors import bad_image, bad_request
 from sollold.models.model import Model
 from sollold.units import parse_seconds
 
@@ -61,7 +61,8 @@ def require_capability(model: Model, capability: str, feature: str) -> None:
         Refusal: BAD_REQUEST.
     """
     if capability not in model.capabilities:
-        raise bad_request(f'"{model.name}" does not support {feature}')
+        refuse = bad_image if capability == "vision" else bad_request
+        raise refuse(f'"{model.name}" does not support {feature}')
 
 
 def refuse_reranker(model: Model) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sollold.api.engine.left_out import UNSEEN_IMAGE
-from sollold.errors import bad_request
+from sollold.errors import bad_image
 from sollold.models.model import Model
 
 
@@ -79,12 +79,12 @@ def clean_base64(image: object) -> str:
         text = text.split(",", 1)[1]
     text = "".join(text.split()).translate(_STANDARD).rstrip("=")
     if not text:
-        raise bad_request("an image is empty")
+        raise bad_image("an image is empty")
     text += "=" * (-len(text) % 4)
     try:
         base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise bad_request("an image is not base64") from None
+        raise bad_image("an image is not base64") from None
     return text
 
 
@@ -95,7 +95,7 @@ def _base64_of(image: object) -> str:
             return base64.b64encode(bytes(numbers)).decode()
     except (TypeError, ValueError):
         pass
-    raise bad_request("an image is not base64") from None
+    raise bad_image("an image is not base64") from None
 
 
 _STANDARD = str.maketrans("-_", "+/")
@@ -123,10 +123,10 @@ def image_url_part(image: object) -> dict[str, Any]:
     scheme = text[:8].lower()
     if scheme.startswith("data:"):
         if ";base64," not in text[:200].lower():
-            raise bad_request("an image_url with a data: URL must be base64")
+            raise bad_image("an image_url with a data: URL must be base64")
         return image_part(text)
     if not scheme.startswith(("http://", "https://")):
-        raise bad_request("an image_url needs a url: data:image/…;base64,… or http(s)://…")
+        raise bad_image("an image_url needs a url: data:image/…;base64,… or http(s)://…")
     return {"type": "image_url", "image_url": {"url": text}}
 
 

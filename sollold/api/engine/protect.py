@@ -14,7 +14,7 @@ from typing import Any
 from sollold.api.engine.image_size import HEADS, MOST_PIXELS, pixels
 from sollold.api.grammar.grammar_width import TooManyWays, check_grammar
 from sollold.api.grammar.schema_width import TooWide, check_schema
-from sollold.errors import bad_request
+from sollold.errors import bad_image, bad_request
 from sollold.serving.media import Media
 from sollold.serving.request import Call, Engine
 
@@ -222,9 +222,9 @@ def _check_image(image: object, media: Media) -> None:
         if count is not None:
             break
     if count is None:
-        raise bad_request(f"an image does not give its size in its first {HEADS[-1]} bytes")
+        raise bad_image(f"an image does not give its size in its first {HEADS[-1]} bytes")
     if count > MOST_PIXELS:
-        raise bad_request(f"an image has {count} pixels; the limit is {MOST_PIXELS}")
+        raise bad_image(f"an image has {count} pixels; the limit is {MOST_PIXELS}")
 
 
 def _urls(part: object) -> Iterable[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.errors import Fault, Refusal
+from sollold.errors import IMAGE_FIELD, INVALID_VALUE, Fault, Refusal
 from sollold.serving.request import longest_input
 
 
@@ -45,6 +45,7 @@ _ANTHROPIC_TYPES = {**_TYPES, 413: "request_too_large", 503: "overloaded_error",
 _LLAMA_TOO_LONG = re.compile(
     r"request \((\d+) tokens\) exceeds the available context size \((\d+) tokens\)(, try increasing it)?"
 )
+_LLAMA_BAD_IMAGE = "Failed to load image"
 _ANTHROPIC_TOO_LONG = r"\1 tokens > \2 maximum"
 """Claude Code reads from these numbers how much it must remove."""
 
@@ -111,7 +112,10 @@ def refusal_object(dialect: Dialect, refusal: Refusal, request: str = "") -> dic
         code = "context_length_exceeded"
         if dialect is Dialect.ANTHROPIC:
             message = f"prompt is too long: {_LLAMA_TOO_LONG.sub(_ANTHROPIC_TOO_LONG, message)}"
-    return error_object(dialect, status_of(refusal), message, code, refusal.field, request)
+    field = refusal.field
+    if refusal.fault is Fault.ENGINE and _LLAMA_BAD_IMAGE in message:
+        field, code = IMAGE_FIELD, INVALID_VALUE
+    return error_object(dialect, status_of(refusal), message, code, field, request)
 
 
 def refusal_bytes(dialect: Dialect, refusal: Refusal, request: str = "") -> bytes:
