@@ -92,17 +92,19 @@ async def test_a_child_that_ignores_sigterm_is_killed(folder: Path) -> None:
     assert process.exited.result() == -signal.SIGKILL
 
 
-PARENT = "sleep 600 & echo $!; exec sleep 600"
+PARENT = "{} sleep 600 & echo $!; exec sleep 600"
 """Starts a child that keeps the output open, as Ollama's runner does."""
 
 
+@pytest.mark.parametrize("runner", ["", "timeout 600"], ids=["", "in a group of its own"])
 @pytest.mark.parametrize("alone", [True, False])
-async def test_descendants_of_a_child_end_with_it(folder: Path, alone: bool) -> None:
-    process = await begin(folder, "/bin/sh", "-c", PARENT)
+async def test_descendants_of_a_child_end_with_it(folder: Path, alone: bool, runner: str) -> None:
+    process = await begin(folder, "/bin/sh", "-c", PARENT.format(runner))
     await until(lambda: process.last_lines())
     descendant = int(process.last_lines()[0])
     start_time = started(descendant)
     assert start_time
+    await until(lambda: not runner or os.getpgid(descendant) == descendant)
     if alone:
         os.kill(process.pid, signal.SIGKILL)
     else:

@@ -28,7 +28,7 @@ from sollold.engines.llamacpp.child_journal import MARK, Journal, stat_fields
 from sollold.engines.llamacpp.exit_reason import NO_THREADS
 from sollold.engines.llamacpp.process_log import ProcessLog
 from sollold.machine.child_guard import guarded
-from sollold.machine.program import session_members
+from sollold.machine.program import kill_session, session_members
 
 log = logging.getLogger("sollold.engines")
 
@@ -141,14 +141,18 @@ class Process:
 
     def terminate(self) -> None:
         """Send SIGTERM and close its stdin, which llama-server waits for as well."""
-        self._signal(signal.SIGTERM)
+        with self._reaping, contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._popen is not None and self._popen.returncode is None:
+                os.kill(self._popen.pid, signal.SIGTERM)
         if self._popen is not None and self._popen.stdin is not None:
             with contextlib.suppress(OSError):
                 self._popen.stdin.close()
 
     def kill(self) -> None:
-        """Send SIGKILL to it and its process group."""
-        self._signal(signal.SIGKILL, group=True)
+        """Send SIGKILL to it and all processes of its session."""
+        with self._reaping:
+            if self._popen is not None and self._popen.returncode is None:
+                kill_session(self._popen.pid)
 
     async def stop(self, grace: float = 3.0) -> None:
         """Stop it: SIGTERM, then SIGKILL after ``grace`` seconds. Returns once it is gone."""
@@ -164,11 +168,6 @@ class Process:
     def _kill_late_start(self, started: asyncio.Future[None]) -> None:
         if not started.cancelled() and started.exception() is None:
             self.kill()
-
-    def _signal(self, number: signal.Signals, *, group: bool = False) -> None:
-        with self._reaping, contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._popen is not None and self._popen.returncode is None:
-                (os.killpg if group else os.kill)(self._popen.pid, number)
 
     # In the child's thread:
 
@@ -199,7 +198,7 @@ class Process:
         except OSError as error:
             log.warning("the journal can't be written (%s): a crash could leave %s running", error, self.name)
         self._resolve(self._started)
-        ending = threading.Thread(target=self._end_group, name=f"end of {self.name}", daemon=True)
+        ending = threading.Thread(target=self._end_session, name=f"end of {self.name}", daemon=True)
         try:
             ending.start()
         except RuntimeError as error:
@@ -238,15 +237,15 @@ class Process:
             if line.startswith(self._prefix):
                 self._call_soon(self._on_line, line)
 
-    def _end_group(self) -> None:
-        """Wait for the exit, then kill the rest of its group, whose id can't be reused before the reaping."""
+    def _end_session(self) -> None:
+        """Wait for its exit, then kill its session, whose id can't be reused before the reaping."""
         if hasattr(os, "waitid"):
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            self._signal(signal.SIGKILL, group=True)
+            self.kill()
 
     def _reap(self, popen: subprocess.Popen[bytes]) -> int:
-        self._end_group()
+        self._end_session()
         with self._reaping if hasattr(os, "waitid") else contextlib.nullcontext():
             code = popen.wait()
         # A shell exits so if the program that it ran was ended by a signal.
