@@ -10,6 +10,7 @@ import re
 
 import msgspec
 
+from sollold.engines.llamacpp.exit_reason import mentions_lack_of_memory
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import longest_input
 from sollold.undecodable import UNDECODABLE
@@ -72,8 +73,8 @@ def is_unparsed(message: str) -> bool:
 
 
 def runner_crashed(message: str) -> bool:
-    """Whether Ollama reports that the process running a model crashed."""
-    return _RUNNER_CRASHED.search(message) is not None
+    """Whether Ollama reports that the process running a model crashed, but not for lack of memory."""
+    return _RUNNER_CRASHED.search(message) is not None and not mentions_lack_of_memory(message)
 
 
 def stream_status(event: bytes) -> int:

@@ -261,6 +261,11 @@ CRASH = "llama runner process has terminated: signal: segmentation fault (core d
         (CRASH, True, 1),
         (CRASH, False, 2),
         ("llama runner process has terminated: cudaMalloc failed: out of memory", True, 2),
+        (
+            "llama runner process has terminated: signal: aborted (core dumped) CUDA error: out of memory",
+            True,
+            2,
+        ),
     ],
 )
 async def test_a_request_that_crashes_an_ollama_runner_is_not_retried(

@@ -89,6 +89,11 @@ def crashed(code: int, lines: Sequence[str]) -> bool:
     return not stopped and not any(_THREADS.search(line) for line in lines)
 
 
+def mentions_lack_of_memory(output: str) -> bool:
+    """Return whether an engine's output says that memory could not be allocated."""
+    return _MEMORY.search(output) is not None
+
+
 def lacked_memory(reason: str) -> bool:
     """Return whether a process ran out of memory, or was killed, which is probably the same; ``reason``: a
     text that contains its `exit_reason`."""
@@ -109,7 +114,7 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
     """
     clean = [line for line in lines if not _NOISE.search(line)]
     # A routine line may quote a model's description, or tell of an attempt that was not needed.
-    memory = next((line for line in clean if _MEMORY.search(line) and not _ROUTINE.match(line)), "")
+    memory = next((line for line in clean if mentions_lack_of_memory(line) and not _ROUTINE.match(line)), "")
     if memory:
         return f"it {OUT_OF_MEMORY} ({_short(memory)})"
     if code == -signal.SIGKILL:
