@@ -74,8 +74,8 @@ def bad_request(message: str, *, field: str = "", status: int = 0) -> Refusal:
 
 
 IMAGE_FIELD, INVALID_VALUE = "content.image_url", "invalid_value"
-"""Field and code of an image that can't be used. Codex then leaves it out of its next request, which would
-otherwise be refused for the same image, as would all that follow."""
+"""Field and code of an image that can't be used. Agents (Codex) then leave it out of their next requests, all
+of which would otherwise be refused for it."""
 
 
 def bad_image(message: str) -> Refusal:

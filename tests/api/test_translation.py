@@ -912,7 +912,9 @@ def test_a_too_long_prompt_has_the_error_that_agents_recognize() -> None:
         ("http://x/a.png", ()),
     ],
 )
-def test_the_error_of_an_image_tells_codex_to_leave_it_out(image: str, capabilities: tuple[str, ...]) -> None:
+def test_the_error_of_an_image_tells_agents_to_leave_it_out(
+    image: str, capabilities: tuple[str, ...]
+) -> None:
     content = [{"type": "input_image", "image_url": image}]
     ask = msgspec.convert({"model": "m", "input": [{"role": "user", "content": content}]}, ResponseAsk)
     with pytest.raises(Refusal) as refused:
@@ -921,6 +923,8 @@ def test_the_error_of_an_image_tells_codex_to_leave_it_out(image: str, capabilit
     for refusal in (refused.value, engines):
         error = refusal_object(Dialect.OPENAI, refusal)["error"]
         assert error["code"] == "invalid_value" and error["param"].endswith(".image_url")
+        error = refusal_object(Dialect.ANTHROPIC, refusal)["error"]
+        assert error["message"] == f"Could not process image: {refusal.message}"
 
 
 def test_parameter_counts_are_written_as_in_ollama() -> None:

@@ -105,7 +105,8 @@ def is_too_long(refusal: Refusal) -> bool:
 def refusal_object(dialect: Dialect, refusal: Refusal, request: str = "") -> dict[str, Any]:
     """Return the body of a refusal in ``dialect``. ``request``: as for `error_object`.
 
-    A prompt that is too long gets the code or message by which agents recognize that they must shorten it.
+    A prompt that is too long, or an image that can't be used, gets the code or message by which agents
+    recognize what they must shorten or leave out.
     """
     message, code = refusal.message, refusal.code or _CODES.get(refusal.fault)
     if is_too_long(refusal):
@@ -115,6 +116,9 @@ def refusal_object(dialect: Dialect, refusal: Refusal, request: str = "") -> dic
     field = refusal.field
     if refusal.fault is Fault.ENGINE and _LLAMA_BAD_IMAGE in message:
         field, code = IMAGE_FIELD, INVALID_VALUE
+    if field == IMAGE_FIELD and dialect is Dialect.ANTHROPIC:
+        # By these words of Anthropic's, Claude Code recognizes an image that it must leave out.
+        message = f"Could not process image: {message}"
     return error_object(dialect, status_of(refusal), message, code, field, request)
 
 
