@@ -45,13 +45,17 @@ class BodyWriter:
             asyncio.get_running_loop().call_soon(body.flush)
         return body
 
-    def write_soon(self, data: bytes) -> None:
-        """Send ``data`` together with the next write, in the loop's next turn at the latest."""
+    def write_soon(self, data: bytes) -> bool:
+        """Send ``data``, which is short, with the next write, in the loop's next turn at the latest.
+
+        Returns as `write`.
+        """
         if self._waiting:
             self._waiting.append(data)
-        else:
-            self._held = (self._held or b"") + data
-            asyncio.get_running_loop().call_soon(self.flush)
+            return False
+        self._held = (self._held or b"") + data
+        asyncio.get_running_loop().call_soon(self.flush)
+        return not self._protocol.writing_paused
 
     def flush(self, data: bytes = b"") -> None:
         """If headers or data are held back, send them, followed by ``data``; otherwise do nothing."""

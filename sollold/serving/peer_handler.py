@@ -37,6 +37,8 @@ log = logging.getLogger("sollold.serving")
 
 _SILENCE_SECONDS = 30.0
 """Seconds without a byte of a request after which its node counts as dead."""
+_LONGEST_TOGETHER = 16 * 1024
+"""Maximum bytes of a piece that is copied to be written together with others."""
 _ALIVE_SECONDS = 2.0
 """Seconds without a frame to a caller's node after which it gets a keep-alive."""
 
@@ -73,6 +75,13 @@ class PeerCaller:
     def pass_on(self, chunk: bytes) -> bool:
         """Write a piece of the engine's body."""
         return self.send(frame(DATA, chunk))
+
+    def pass_on_together(self, chunk: bytes) -> bool:
+        """Write a piece of a body of which nothing is read before its end, with that if it is there."""
+        if len(chunk) > _LONGEST_TOGETHER:
+            return self.pass_on(chunk)
+        self.sent = self._loop.time()
+        return self._writer.write_soon(frame(DATA, chunk))
 
     def show_life(self) -> None:
         """Write a keep-alive frame, unless earlier data is still unsent."""
@@ -144,6 +153,7 @@ class PeerRequestHandler:
         assert task is not None
         caller = PeerCaller(self._node_of(request), writer, task)
         self._callers.add(caller)
+        receive = caller.pass_on if engine_request.stream else caller.pass_on_together
         extra = {"request": engine_request.id, "deployment": engine_request.endpoint}
         try:
             stream = self._begin(engine_request)
@@ -151,7 +161,7 @@ class PeerRequestHandler:
                 await stream.open(caller.tell_position)
                 assert stream.head is not None
                 caller.begin(stream.head)
-                while not await stream.pour(caller.pass_on):
+                while not await stream.pour(receive):
                     await caller.drain()
             finally:
                 await stream.close()

@@ -41,7 +41,7 @@ def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) ->
     if candidate.engine is Engine.OLLAMA:
         too_long = 0 < query.trained < ask.context
         context = _trained_context_warning(ask.context, query.model, query.trained) if too_long else ""
-        return tuple(warning for warning in (context, undrafted) if warning)
+        return tuple(filter(None, (context, undrafted)))
     if ask.embedding:
         return ()
     warnings = (
@@ -49,7 +49,7 @@ def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) ->
         _logprobs_warning(ask.calls[Engine.LLAMA].body, endpoint.drafts),
         undrafted,
     )
-    return tuple(warning for warning in warnings if warning)
+    return tuple(filter(None, warnings))
 
 
 def load_warnings(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:

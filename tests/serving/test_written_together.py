@@ -173,6 +173,15 @@ async def test_the_begin_frame_is_sent_once_with_the_first_data() -> None:
     )
 
 
+async def test_an_answer_in_one_piece_leaves_in_one_write() -> None:
+    async def says(caller: PeerCaller) -> None:
+        assert caller.pass_on_together(b"one") and caller.pass_on_together(b"two")
+        await caller.write_last(frame(END))
+
+    whole = BEGINNING + frame(DATA, b"one") + frame(DATA, b"two") + frame(END) + b"<end>"
+    assert await frames_of(says) == [whole]
+
+
 async def test_the_begin_frame_precedes_data_too_long_for_one_write() -> None:
     async def says(caller: PeerCaller) -> None:
         assert not caller.pass_on(b"x" * (2 * PIECE))
