@@ -45,7 +45,7 @@ def models(options: argparse.Namespace) -> int:
         titles,
         map(_row, found),
         right=("size", "parameters"),
-        whole=("model", "id", "quantization", "modified"),
+        whole=("model", "id", "quantization", "modified", "not usable"),
         spare=("id", "quantization", "parameters", "modified", "nodes"),
     )
     return Exit.DONE

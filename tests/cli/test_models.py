@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import pytest
@@ -48,3 +49,19 @@ def test_a_list_without_usable_models_says_how_to_see_the_others(
     assert capsys.readouterr().out == "can't use the only model: `sollold models --all` says why\n"
     models.models(argparse.Namespace(all=True, json=False, quiet=False))
     assert capsys.readouterr().out.splitlines()[-1].split() == ["a:latest", "1", "B", "It", "is", "damaged."]
+
+
+def test_the_reason_why_a_model_is_not_usable_is_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = "The file is damaged: it ends before its tensors do; download it again."
+
+    class Damaged:
+        def get(self, path: str) -> dict[str, Any]:
+            return {"models": [{"name": "a:latest", "size": 1, "unusable": reason}]}
+
+    monkeypatch.setattr(models, "client", lambda options: Damaged())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    models.models(argparse.Namespace(all=True, json=False, quiet=False))
+    assert reason in capsys.readouterr().out
