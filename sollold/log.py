@@ -157,6 +157,8 @@ def set_up(level: str, stream: TextIO | None = None) -> None:
         handler.setFormatter(TerminalFormatter())
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    # It warns of each socket when an address disappears, which the daemon's own lines already tell.
+    logging.getLogger("zeroconf").setLevel(logging.ERROR)
     # No line shows them, and each record would look them up.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     set_level(level)
