@@ -88,7 +88,7 @@ def _installing_commands(command: Command) -> None:
     config.add_argument("--check", action="store_true", help="check the settings, and print only errors")
     config.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON)
     token = command("token", "create a cluster secret, so that only your machines can join", asks=False)
-    token.add_argument("--show", action="store_true", help="print the token in use")
+    token.add_argument("--show", action="store_true", help="print the cluster.token in use")
     demo = command("demo", "run three daemons on this machine with one model spread over them", asks=False)
     demo.add_argument("--keep", action="store_true", help="keep them running until Ctrl-C")
     install = command(

@@ -11,11 +11,14 @@ from sollold.cli.exit import Exit
 
 
 def token(options: argparse.Namespace) -> int:
-    """Print a new token and how to use it, or the current one."""
+    """Print a new secret and how to use it, or the one set as ``cluster.token``."""
     if options.show:
         value = loaded(options).settings.cluster.token
         if not value:
-            print("no token is set: see `sollold cluster members` for who belongs together", file=sys.stderr)
+            print(
+                "cluster.token is not set: see `sollold cluster members` for who belongs together",
+                file=sys.stderr,
+            )
             return Exit.FAILED
         print(value)
         return Exit.DONE
@@ -25,8 +28,8 @@ def token(options: argparse.Namespace) -> int:
             "\nPut it on every machine of the cluster, into /etc/sollold/sollold.toml:\n"
             '  [cluster]\n  token = "…"\n'
             "then `systemctl restart sollold` there. Keep the file readable by root and sollold alone\n"
-            "(chown root:sollold, chmod 640): anyone with the token can join. A daemon refuses to start\n"
-            "with a token in a file that every user of the machine can read.",
+            "(chown root:sollold, chmod 640): anyone with the secret can join. A daemon refuses to start\n"
+            "with a secret in a file that every user of the machine can read.",
             file=sys.stderr,
         )
     return Exit.DONE

@@ -213,12 +213,12 @@ def _foreign(facts: Facts, status: ClusterStatus) -> list[Finding]:
     plural = mdns.foreign > 1
     text = (
         f"{mdns.foreign} node{'s' if plural else ''} of another cluster on this network: "
-        f"{'their' if plural else 'its'} cluster.token is not the one of this node"
+        f"{'they have' if plural else 'it has'} another secret"
     )
     fix = (
-        "if they belong together, give all the same one (see `sollold token`), then restart them; "
-        "without tokens delete the file keyring in the state folder of those that are to join, and "
-        "restart those"
+        "if they belong together, delete the file keyring in the state folder of those that are to join, "
+        "and restart those; with cluster.token, set the same one on all (`sollold token --show` prints it), "
+        "and restart them"
     )
     return [Finding(Grade.NOTICE, text, fix)]
 
@@ -258,7 +258,7 @@ def _rejected(status: ClusterStatus) -> list[Finding]:
         f"{refused} statement{'s' if refused > 1 else ''} from members of the cluster refused since the "
         "start: not signed by the node they are about, or with values that no node has"
     )
-    fix = f"{SAME_VERSION}; if it goes on, change the cluster.token"
+    fix = f"{SAME_VERSION}; if it continues, `sollold cluster rotate`"
     return [Finding(Grade.NOTICE, text, fix)]
 
 
@@ -267,7 +267,7 @@ def membership(facts: Facts) -> list[Finding]:
     found = []
     if len(facts.live) == 1 and not facts.offline and not facts.me.seeking:
         text = (
-            "no other node found; on the others, check that sollold runs, that the token is the same "
+            "no other node found; on the others, check that sollold runs, that the secret is the same "
             "and that the firewall allows 11436/tcp, 11436/udp and 5353/udp"
         )
         found.append(Finding(Grade.NOTICE, text, f"to find one without mDNS, {_SEED}"))

@@ -219,6 +219,7 @@ def test_machines_with_the_same_id_are_found() -> None:
 def test_a_single_node_gets_a_notice_about_firewalls() -> None:
     (finding,) = examine(replace(HEALTHY, live=(ANNA,)))
     assert "firewall" in finding.what and finding.grade is Grade.NOTICE
+    assert "the secret is the same" in finding.what
 
 
 def test_reasons_why_nodes_do_not_find_each_other() -> None:
@@ -231,7 +232,9 @@ def test_reasons_why_nodes_do_not_find_each_other() -> None:
     other = replace(NETWORK, discovery=replace(MDNS, foreign=2))
     (finding,) = examine(replace(HEALTHY, network=other))
     assert finding.grade is Grade.NOTICE and "2 nodes of another cluster" in finding.what
-    assert "sollold token" in finding.fix
+    # The secret is in the keyring, or in cluster.token where that is set.
+    assert finding.what.endswith("they have another secret")
+    assert "delete the file keyring" in finding.fix and "`sollold token --show`" in finding.fix
     unlike = replace(NETWORK, discovery=replace(MDNS, unlike=("10.0.0.9",)), formats={"10.0.0.10": 3})
     (finding,) = examine(replace(HEALTHY, network=unlike))
     assert finding.grade is Grade.PROBLEM and "10.0.0.9, 10.0.0.10: the release there" in finding.what

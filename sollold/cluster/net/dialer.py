@@ -311,7 +311,7 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         if "Hostname mismatch" in error.verify_message:
             return "another node answers there"
-        return "it belongs to another cluster (its certificate was made with another token)"
+        return "it belongs to another cluster (its certificate was made with another secret)"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there, or a firewall rejects it"
     if isinstance(error, TimeoutError):
