@@ -57,9 +57,9 @@ def _why_silent() -> list[dict[str, Any]]:
     """Explain why no daemon responds on this machine."""
     found = []
     loaded, active = _service()
-    log = " ".join([*journalctl(), "-n", "30"])
     control = " ".join(systemctl())
     as_root = "" if "--user" in control else "sudo "
+    log = f"{as_root}{' '.join(journalctl())} -n 30"
     if active == "failed":
         found.append(_problem("the service has failed", log))
     elif active in ("activating", "reloading"):

@@ -51,9 +51,9 @@ def findings(folder: Path, states: str) -> list[dict[str, Any]]:
     ("states", "finding", "fix"),
     [
         ("LoadState=loaded\\nActiveState=inactive\\n", "not started", "sudo systemctl enable --now sollold"),
-        ("LoadState=loaded\\nActiveState=failed\\n", "has failed", "journalctl -u sollold -n 30"),
-        ("LoadState=loaded\\nActiveState=activating\\n", "keeps failing", "journalctl -u sollold -n 30"),
-        ("LoadState=loaded\\nActiveState=active\\n", "does not answer", "journalctl -u sollold -n 30"),
+        ("LoadState=loaded\\nActiveState=failed\\n", "has failed", "sudo journalctl -u sollold -n 30"),
+        ("LoadState=loaded\\nActiveState=activating\\n", "keeps failing", "sudo journalctl -u sollold -n 30"),
+        ("LoadState=loaded\\nActiveState=active\\n", "does not answer", "sudo journalctl -u sollold -n 30"),
         ("LoadState=not-found\\nActiveState=inactive\\n", "not installed", "sollold run"),
         ("LoadState=masked\\nActiveState=inactive\\n", "masked", "systemctl status sollold"),
         ("", "not installed", "sollold run"),
