@@ -25,14 +25,20 @@ def home_folder() -> Path:
         return Path("/")
 
 
+def xdg_folder(environ: Mapping[str, str], variable: str, default: Path) -> Path:
+    """Return the folder in ``variable``, or ``default``. XDG requires to ignore a relative path."""
+    folder = Path(environ.get(variable, ""))
+    return folder if folder.is_absolute() else default
+
+
 def own_settings() -> Path:
     """Return this user's configuration folder (XDG)."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or home_folder() / ".config")
+    return xdg_folder(os.environ, "XDG_CONFIG_HOME", home_folder() / ".config")
 
 
 def cache_home(environ: Mapping[str, str], home: Path) -> Path:
     """Return the user's folder for caches; ``home``: the user's home folder."""
-    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return xdg_folder(environ, "XDG_CACHE_HOME", home / ".cache")
 
 
 def expanded(path: str | Path) -> Path:

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from sollold.facts import dataclass
-from sollold.settings.location import expanded, home_folder
+from sollold.settings.location import expanded, home_folder, xdg_folder
 from sollold.settings.schema import NodeSettings
 
 
@@ -54,5 +54,4 @@ def _folder(configured: str, systemd: str, xdg: str, default: str) -> Path:
         return expanded(configured).absolute()
     if value := os.environ.get(systemd):
         return Path(value.split(":")[0])
-    base = os.environ.get(xdg)
-    return (Path(base) if base else home_folder() / default) / "sollold"
+    return xdg_folder(os.environ, xdg, home_folder() / default) / "sollold"

@@ -17,7 +17,7 @@ from sollold.settings.document import documentation, example, in_force
 from sollold.settings.fault import SettingsError
 from sollold.settings.live import LIVE_KEYS
 from sollold.settings.load import differences, load, merged
-from sollold.settings.location import candidates, expanded, local_address
+from sollold.settings.location import cache_home, candidates, expanded, local_address
 from sollold.settings.paths import Places, places
 from sollold.settings.schema import GIB, MIB, ModelProfile, Settings
 
@@ -395,3 +395,16 @@ def test_a_pipe_is_read_and_times_out_without_a_writer(
 def test_a_file_that_is_too_large_is_refused() -> None:
     with pytest.raises(SettingsError, match="larger than 16 MiB"):
         load(Path("/dev/zero"), {})
+
+
+def test_relative_xdg_folders_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the XDG specification requires: they would be other folders after a start elsewhere."""
+    for name in ("STATE_DIRECTORY", "CACHE_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, "relative")
+    monkeypatch.setenv("HOME", "/h")
+    state, cache = Path("/h/.local/state/sollold"), Path("/h/.cache/sollold")
+    assert places(Settings().node) == Places(state, cache)
+    assert candidates()[0] == Path("/h/.config/sollold/sollold.toml")
+    assert cache_home(os.environ, Path("/h")) == Path("/h/.cache")
