@@ -67,9 +67,12 @@ def kill_session(leader: int) -> None:
 
 def session_members(leader: int) -> set[int]:
     """Return the ids of the processes in the session that ``leader`` began. Blocks for milliseconds."""
-    members = set()
-    for pid in psutil.pids():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(pid) == leader:
-                members.add(pid)
-    return members
+    return {pid for pid in psutil.pids() if in_session(pid, leader)}
+
+
+def in_session(pid: int, leader: int) -> bool:
+    """Return whether a process is in the session that ``leader`` began."""
+    try:
+        return os.getsid(pid) == leader
+    except (ProcessLookupError, PermissionError):
+        return False

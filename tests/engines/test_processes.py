@@ -139,6 +139,25 @@ async def test_a_program_run_by_a_script_is_measured_and_its_signal_is_known(fol
     assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
 
 
+async def test_the_loop_never_looks_through_all_processes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids, callers = psutil.pids, set()
+
+    def watched() -> list[int]:
+        callers.add(threading.get_ident())
+        return pids()
+
+    monkeypatch.setattr(psutil, "pids", watched)
+    process = await begin(folder, "/bin/sh", "-c", "trap '' TERM; echo ready; sleep 600 & wait; sleep 600")
+    await until(process.last_lines)
+    assert await asyncio.to_thread(process.pids) > {process.pid}
+    assert process.work() is not None
+    await process.stop(grace=0.2)
+    assert process.exited.result() == -signal.SIGKILL
+    assert callers and threading.get_ident() not in callers
+
+
 def test_processes_with_the_journals_mark_are_killed(folder: Path) -> None:
     path = folder / "children.json"
     mine = {**os.environ, MARK: Journal(path).mark}

@@ -320,7 +320,7 @@ class Deployment:
                 self.end(f"llama-server was not started within {waited:.0f} s: {where}")
                 return
             process = self.head.process if self.head is not None else None
-            on_disk = process is not None and process.waits_for_disk()
+            on_disk = process is not None and await asyncio.to_thread(process.waits_for_disk)
             work = process.work() if process is not None else None
             if work is not None:
                 work += (self._participants.work() or 0) + self._participants.traffic()

@@ -155,7 +155,7 @@ async def _ask(run: Run, model: Model, llama: Llama) -> ReportedMemory | None:
         return None
     finally:
         if process.returncode is None:
-            kill_session(process.pid)
+            await asyncio.to_thread(kill_session, process.pid)
         with contextlib.suppress(TimeoutError):
             # It does not end while it waits in the kernel for a disk or network share.
             async with asyncio.timeout(_KILL_SECONDS):

@@ -28,7 +28,7 @@ from sollold.engines.llamacpp.child_journal import MARK, Journal, stat_fields
 from sollold.engines.llamacpp.exit_reason import NO_THREADS
 from sollold.engines.llamacpp.process_log import ProcessLog
 from sollold.machine.child_guard import guarded
-from sollold.machine.program import kill_session, session_members
+from sollold.machine.program import in_session, kill_session, session_members
 
 log = logging.getLogger("sollold.engines")
 
@@ -68,6 +68,8 @@ class Process:
         self._log_file = log_file
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._popen: subprocess.Popen[bytes] | None = None
+        self._found: set[int] = set()
+        """The processes of its session, as last looked up."""
         self._reaping = threading.Lock()
         """Held to signal and to reap: a pid can't be reused until its process is reaped."""
 
@@ -116,43 +118,42 @@ class Process:
         return list(self._last)
 
     def pids(self) -> set[int]:
-        """Return the ids of its processes: a script set as a program may run the actual one as its child."""
-        return session_members(self.pid)
+        """Look up the ids of its processes: a script set as a program may run the actual one as its child.
+        Blocks for milliseconds.
+        """
+        self._found = session_members(self.pid)
+        return self._found
 
     def memory(self) -> int:
-        """Return its private RAM in bytes: without mapped files, which the system can reclaim."""
+        """Return its private RAM in bytes: without mapped files, which the system can reclaim. Blocks."""
         return sum(map(_private_memory, self.pids()))
 
     def work(self) -> int | None:
         """Return a counter of its activity: processor time in hundredths of a second plus major page faults.
-        None if unknown.
+        None if unknown. It counts the processes that `pids`, `memory` or `addresses` found last.
         """
-        known = [work for pid in self.pids() if (work := _work(pid)) is not None]
+        known = [work for pid in self._known_pids() if (work := _work(pid)) is not None]
         return sum(known) if known else None
 
     def waits_for_disk(self) -> bool:
-        """Return whether one of its threads is waiting in the kernel for a disk or network share."""
+        """Return whether one of its threads is waiting in the kernel for a disk or network share. Blocks."""
         return any(map(_waits_for_disk, self.pids()))
 
     def addresses(self) -> list[tuple[str, int]]:
-        """Return the (address, port) pairs on which it listens for TCP, without connecting to any."""
+        """Return the (address, port) pairs on which it listens for TCP, without connecting to any. Blocks."""
         connections = [found for pid in self.pids() for found in _connections(pid)]
         return [(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN]
 
     def terminate(self) -> None:
         """Send SIGTERM and close its stdin, which llama-server waits for as well."""
-        with self._reaping, contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._popen is not None and self._popen.returncode is None:
-                os.kill(self._popen.pid, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         if self._popen is not None and self._popen.stdin is not None:
             with contextlib.suppress(OSError):
                 self._popen.stdin.close()
 
     def kill(self) -> None:
-        """Send SIGKILL to it and all processes of its session."""
-        with self._reaping:
-            if self._popen is not None and self._popen.returncode is None:
-                kill_session(self._popen.pid)
+        """Send SIGKILL to its known processes. The rest of its session is killed once it has exited."""
+        self._signal(signal.SIGKILL, self._known_pids())
 
     async def stop(self, grace: float = 3.0) -> None:
         """Stop it: SIGTERM, then SIGKILL after ``grace`` seconds. Returns once it is gone."""
@@ -164,6 +165,22 @@ class Process:
             await asyncio.wait({self.exited}, timeout=_KILL_SECONDS)
         if self.running:
             log.error("%s (pid %d) can't be killed: it is stuck in the kernel", self.name, self.pid)
+
+    def _signal(self, number: signal.Signals, others: Iterable[int] = ()) -> None:
+        """Signal it and ``others``, which are processes of its session."""
+        # If a thread holds the lock, the process has exited.
+        if self._popen is None or not self._reaping.acquire(blocking=False):
+            return
+        try:
+            for pid in {self._popen.pid, *others} if self._popen.returncode is None else ():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+        finally:
+            self._reaping.release()
+
+    def _known_pids(self) -> set[int]:
+        """Return its processes found last, without those that have ended."""
+        return {pid for pid in {self.pid, *self._found} if in_session(pid, self.pid)}
 
     def _kill_late_start(self, started: asyncio.Future[None]) -> None:
         if not started.cancelled() and started.exception() is None:
@@ -242,7 +259,9 @@ class Process:
         if hasattr(os, "waitid"):
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            self.kill()
+            with self._reaping:
+                if self._popen is not None and self._popen.returncode is None:
+                    kill_session(self.pid)
 
     def _reap(self, popen: subprocess.Popen[bytes]) -> int:
         self._end_session()
