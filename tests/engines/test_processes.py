@@ -406,6 +406,7 @@ def test_each_port_is_given_once() -> None:
             ["0.1 I srv load: error correction is off", "0.2 I done"],
             "it was terminated by SIGSEGV: done",
         ),
+        (-11, ["0.1 I warming up", "0.2 D used by node", "0.3 D"], "by SIGSEGV: warming up"),
         (-7, ["0.1 I slot init_sampler: took 0.00 ms"], "a file that it had mapped can't be read any more"),
         (
             -6,

@@ -63,6 +63,7 @@ _PREFIX = re.compile(r"^(?:[\d.]+ )?[IWEDT] ")
 """Time and level at the start of a llama-server log line."""
 _ROUTINE = re.compile(r"^(?:[\d.]+ )?[IDT] ")
 """A line below the level of a warning: it reports normal progress, whatever words it contains."""
+_DEBUG = re.compile(r"^(?:[\d.]+ )?[DT](?: |$)")
 _MAX_LENGTH = 300
 
 
@@ -110,7 +111,8 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
 
     The first message about memory takes precedence, then SIGKILL, SIGBUS, SIGILL, a program that can't be
     run, a lack of threads, a GPU's error and a missing library, then an assertion or exception after a
-    signal, then the first file that could not be loaded, then the last line that looks like an error.
+    signal, then the first file that could not be loaded, then the last line that looks like an error, then
+    the last line that is not for debugging.
     """
     clean = [line for line in lines if not _NOISE.search(line)]
     # A routine line may quote a model's description, or tell of an attempt that was not needed.
@@ -141,7 +143,7 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
         )
         cause = next(suspicious, "")
     if not cause:
-        cause = clean[-1] if clean else ""
+        cause = next((line for line in reversed(clean) if not _DEBUG.match(line)), "")
     return f"{ending}: {_short(cause)}" if cause else ending
 
 
