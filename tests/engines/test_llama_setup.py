@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import platform
 import re
 import shutil
 import signal
@@ -373,6 +374,20 @@ def test_a_portable_build_has_loadable_backends_for_gpu_and_cpu(
     # CMake would detect ROCm's architecture from the GPU, and hosts that build images have none.
     assert workshop.setup().run_portable("hip") != found
     assert ";gfx1100;" in (workshop.folder / "options").read_text()
+
+
+def test_the_build_has_no_amx_instructions(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv("CFLAGS", "-O3")
+    workshop.cmake(f'echo "$CFLAGS,$CXXFLAGS" > {workshop.folder}/flags')
+    workshop.ninja("mkdir -p bin; touch bin/libggml-cpu-sapphirerapids.so bin/libggml-cpu-icelake.so")
+    found = workshop.setup().run()
+    without = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    assert (workshop.folder / "flags").read_text() == f"-O3 {without},{without}\n"
+    assert [file.name for file in found.server.parent.glob("*.so")] == ["libggml-cpu-icelake.so"]
+    for name in ("cc", "c++"):
+        workshop.tool(name, "#!/bin/sh\nexit 1\n")
+    assert toolchain.compiler_environment() == {}, "an old compiler knows neither the flags nor AMX"
 
 
 def test_the_command_offers_all_gpu_backends(monkeypatch: pytest.MonkeyPatch) -> None:

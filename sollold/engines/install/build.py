@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from sollold.engines.install.build_step import SetupFailed, Steps
-from sollold.engines.install.toolchain import BuildBackend, generator
+from sollold.engines.install.toolchain import AMX_LIBRARY, BuildBackend, compiler_environment, generator
 from sollold.settings.schema import GIB
 from sollold.web_proxy import BadProxy, proxy_for
 
@@ -99,7 +99,7 @@ class Build:
                 *(cmake, "-S", str(source), "-B", str(target), "-G", "Ninja"),
                 *(f"-DCMAKE_MAKE_PROGRAM={ninja}", *_OPTIONS, *backend.options),
             ],
-            env=path,
+            env={**path, **compiler_environment()},
         )
 
         def line(text: str) -> None:
@@ -119,7 +119,8 @@ class Build:
         )
         folder = self._work / f"out-{backend.name}" / "bin"
         folder.mkdir(parents=True)
-        for file in [*(target / "bin" / name for name in TARGETS), *(target / "bin").glob("*.so*")]:
+        programs = [target / "bin" / name for name in TARGETS]
+        for file in [*programs, *(f for f in (target / "bin").glob("*.so*") if f.name != AMX_LIBRARY)]:
             shutil.copy2(file, folder / file.name, follow_symlinks=False)
         shutil.rmtree(target, ignore_errors=True)
         return folder

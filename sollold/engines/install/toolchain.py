@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sollold.facts import dataclass
@@ -34,6 +34,12 @@ _HIP_ARCHITECTURES = "gfx803;gfx900;gfx906;gfx908;gfx90a;gfx1010;gfx1030;gfx1100
 """Architectures of Debian's rocBLAS. Without a GPU present neither CMake nor llama.cpp picks any."""
 _VARIANTS_NEED_GCC = 14
 """First GCC version that supports all 64-bit ARM instruction sets for which llama.cpp has a variant."""
+WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
+"""Compiler flags against Intel's matrix instructions, with which llama.cpp crashes at its first batch: older
+releases of GCC, such as Debian 12's, leave most of the tile configuration unset (GCC bug 114098), and on
+newer processors only the main thread gets permission to use them (llama.cpp pull request 26954)."""
+AMX_LIBRARY = "libggml-cpu-sapphirerapids.so"
+"""The library of a portable build with these instructions."""
 
 
 def backends() -> list[BuildBackend]:
@@ -65,6 +71,27 @@ def portable(gpu: BuildBackend | None, architectures: str) -> BuildBackend:
     if chosen := architectures or {"hip": _HIP_ARCHITECTURES}.get(gpu.name, ""):
         options.append(f"-DCMAKE_{gpu.name.upper()}_ARCHITECTURES={chosen}")
     return BuildBackend(f"{PORTABLE}-{gpu.name}", (*options, *gpu.options))
+
+
+def compiler_environment() -> dict[str, str]:
+    """Return environment variables with flags for the C and C++ compilers, see `WITHOUT_AMX`."""
+    if platform.machine() not in ("x86_64", "amd64"):
+        return {}
+    compilers = {"CFLAGS": os.environ.get("CC") or "cc", "CXXFLAGS": os.environ.get("CXX") or "c++"}
+    return {
+        variable: " ".join((os.environ.get(variable, ""), *WITHOUT_AMX)).strip()
+        for variable, compiler in compilers.items()
+        if _accepts(compiler, WITHOUT_AMX)
+    }
+
+
+def _accepts(compiler: str, flags: Sequence[str]) -> bool:
+    """Return whether a compiler knows these flags. One that does not can't use the instructions either."""
+    command = [*compiler.split(), *flags, "-E", "-x", "c", os.devnull]
+    try:
+        return run_program(command, _ASK_SECONDS).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _gpus() -> Iterator[BuildBackend]:
