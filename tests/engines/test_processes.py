@@ -149,7 +149,7 @@ async def test_the_loop_never_looks_through_all_processes(
         return pids()
 
     monkeypatch.setattr(psutil, "pids", watched)
-    process = await begin(folder, "/bin/sh", "-c", "trap '' TERM; echo ready; sleep 600 & wait; sleep 600")
+    process = await begin(folder, "/bin/sh", "-c", "trap '' TERM; sleep 600 & echo ready; wait; sleep 600")
     await until(process.last_lines)
     assert await asyncio.to_thread(process.pids) > {process.pid}
     assert process.work() is not None
