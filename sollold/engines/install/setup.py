@@ -306,8 +306,7 @@ class Setup:
         steps = Steps(output, self.log_file)
         with self._lock:
             self._steps = steps
-        if self._cancelled.is_set():
-            raise Cancelled
+        self._check()
         build = Build(work, steps, self._settings.jobs, self._tell)
         source = build.fetch()
         for backend in wanted:
@@ -336,9 +335,12 @@ class Setup:
 
     def _install(self, built: Path, backend: BuildBackend) -> Llama:
         """Test the build, then rename it into place."""
+        from sollold.engines.install.self_test import self_test  # rarely needed; keeps an idle daemon small
+
         self._tell("checking", 0.99, "testing the build")
         try:
             look_at(built / "llama-server", built / "ggml-rpc-server")
+            self_test(built, built.parent.parent, self._check)
         except LlamaUnusable as error:
             raise SetupFailed(f"llama.cpp was built for {backend.name} but does not run: {error}") from error
         target = _build_folder(self._folder, backend)
@@ -346,6 +348,10 @@ class Setup:
         shutil.rmtree(target, ignore_errors=True)
         built.parent.rename(target)
         return look_at(target / "bin" / "llama-server", target / "bin" / "ggml-rpc-server")
+
+    def _check(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -1,0 +1,152 @@
+"""Tests whether a new llama.cpp computes on this machine: a small model must answer with its text.
+
+Programs that print their version can still fail at the first computation: because of the compiler, of
+instructions that the processor lacks, or of a GPU's driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from sollold.engines.install.find import LlamaUnusable
+from sollold.engines.llamacpp.exit_reason import exit_reason
+from sollold.engines.llamacpp.ports import LOOPBACK, Ports
+from sollold.machine.child_guard import guarded
+from sollold.machine.program import kill_session
+from sollold.models.gguf import demo_model
+from sollold.undecodable import UNDECODABLE
+
+log = logging.getLogger("sollold.engines")
+
+_START_SECONDS = 60.0
+_ANSWER_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+_ANSWER_BYTES = 64 * 1024
+_LAST_LINES = 60
+_PROMPT = {"prompt": "Hi", "n_predict": 8, "temperature": 0}
+_OPTIONS = ("-c", "256", "-np", "1", "-t", "1", "--offline", "--host", LOOPBACK)
+_NOT_ITS_FAULT = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+"""Exit codes of a program that was ended by another, or by the system when memory ran out."""
+
+
+class _NotTested(Exception):
+    """The test could not be made; the message says why."""
+
+
+def self_test(programs: Path, folder: Path, check: Callable[[], None]) -> None:
+    """Let the llama.cpp in the folder ``programs`` compute on this machine's devices and through a worker.
+
+    A build that could not be tested, for example because the machine is too slow, counts as usable. Blocks.
+
+    Args:
+        folder: for temporary files.
+        check: called repeatedly; what it raises ends the test.
+
+    Raises:
+        LlamaUnusable: a program crashed or exited, or an answer was wrong.
+    """
+    server, worker = str(programs / "llama-server"), str(programs / "ggml-rpc-server")
+    model = folder / "test.gguf"
+    try:
+        demo_model.write(model)
+        ports = Ports(0)
+        worker_port = ports.take_port()
+        # Of the model's two layers, one stays on the processor.
+        through_worker = ["--rpc", f"{LOOPBACK}:{worker_port}", "--device", "RPC0", "-ngl", "2"]
+        command = [worker, "-H", LOOPBACK, "-p", str(worker_port)]
+        with _running(command, folder, partial(_listens, worker_port), check):
+            for devices in (["-ngl", "99"], through_worker):
+                port = ports.take_port()
+                command = [server, "-m", str(model), *_OPTIONS, "--port", str(port), *devices]
+                with _running(command, folder, partial(_healthy, port), check) as check_exit:
+                    answer = _ask(port, "/completion", _PROMPT)
+                    check_exit()
+                _compare(answer)
+    except (OSError, _NotTested) as error:
+        log.warning("the new llama.cpp could not be tested with a model: %s", error)
+
+
+def _compare(answer: dict[str, object] | None) -> None:
+    if answer is None:
+        raise _NotTested("it did not answer in time")
+    text = answer.get("content")
+    if not isinstance(text, str) or not text or not demo_model.GREETING.startswith(text):
+        raise LlamaUnusable(f"it computes wrong results: a small model's answer was {str(text)[:80]!r}")
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], folder: Path, ready: Callable[[], bool], check: Callable[[], None]
+) -> Iterator[Callable[[], None]]:
+    """Run a program from when it is ``ready`` to the end of the block, and kill it.
+
+    Yields a function that raises LlamaUnusable if the program has exited.
+    """
+    name = Path(command[0]).name
+    output = folder / f"{name}.log"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            guarded(command),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={key: value for key, value in os.environ.items() if not key.startswith("LLAMA_")},
+            start_new_session=True,
+        )
+
+    def check_exit() -> None:
+        if (code := process.poll()) is None:
+            return
+        lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+        reason = f"{name}: {exit_reason(code, lines)}"
+        raise _NotTested(reason) if code in _NOT_ITS_FAULT else LlamaUnusable(reason)
+
+    with process:
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while not ready():
+                check()
+                check_exit()
+                if time.monotonic() > deadline:
+                    raise _NotTested(f"{name} did not start within {_START_SECONDS:.0f} s")
+                time.sleep(_POLL_SECONDS)
+            yield check_exit
+        finally:
+            if process.poll() is None:
+                kill_session(process.pid)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=1.0):
+        return True
+    return False
+
+
+def _healthy(port: int) -> bool:
+    return _ask(port, "/health") is not None
+
+
+def _ask(port: int, path: str, body: dict[str, object] | None = None) -> dict[str, object] | None:
+    """Return the response of a llama-server; None without a usable one."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_ANSWER_SECONDS)
+    try:
+        connection.request("POST" if body else "GET", path, msgspec.json.encode(body) if body else None)
+        response = connection.getresponse()
+        answer = msgspec.json.decode(response.read(_ANSWER_BYTES), type=dict[str, object])
+        return answer if response.status == http.client.OK else None
+    except (OSError, http.client.HTTPException, *UNDECODABLE):
+        return None
+    finally:
+        connection.close()
