@@ -98,6 +98,8 @@ def measure(name: str, holders: tuple[int, ...], options: argparse.Namespace, ll
         until(lambda: all(MODEL in n.ask("GET", "/api/tags").body.decode() for n in known), "it is listed")
         time.sleep(8)  # The nodes' initial measurements are complete and exchanged.
         limit_rate(cluster, options.rate)
+        # Not counted: a virtual machine gets much of its memory from its host only when it is first used.
+        manual_load(first_load(cluster)[1])
         rows = []
         for _ in range(options.pairs):
             before = {node.name: sent_bytes(node) for node in cluster}
