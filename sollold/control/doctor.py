@@ -27,6 +27,7 @@ LOW_DISK = 5 * 1024**3
 _MAX_FINDINGS = 20
 """Maximum number of findings of one kind: a folder may hold thousands of files that can't be used, or whose
 names are taken."""
+_MAX_NAMES = 5
 _PROCESSOR = "models run on the processor"
 _GPU_ACCESS = (
     "if there is one, see that its driver is loaded, and that the daemon's user may open its files in /dev; "
@@ -48,7 +49,8 @@ def examine(facts: Facts) -> list[Finding]:
         *_builds(facts.live),
         *same_names(facts.live),
         *same_addresses(facts.live, facts.offline),
-        *_failed(facts.live),
+        *_crashing(facts),
+        *_failed(facts),
         *_lost(facts.lost),
         # Those of a cluster that evicted this machine are not offline.
         *offline_nodes(() if facts.me.seeking else facts.offline, alone=len(facts.live) == 1),
@@ -116,8 +118,32 @@ def _builds(live: Sequence[Record]) -> list[Finding]:
     return [Finding(Grade.PROBLEM, text, fix)]
 
 
-def _failed(live: Sequence[Record]) -> list[Finding]:
+def _crashing(facts: Facts) -> list[Finding]:
+    """Report nodes on which llama.cpp has loaded no model without crashing."""
+    found = []
+    for node in facts.crashing:
+        models = ", ".join(node.models[-_MAX_NAMES:])
+        folder = "the folder llama.cpp in its node.cache_dir"
+        if node.node == facts.me.node:
+            folder = f"{shlex.quote(facts.cache)}/llama.cpp"
+        fix = (
+            f"on {node.name}: update the driver of its GPU, if there is one. If sollold built this llama.cpp, "
+            f"remove {folder}; then `sudo systemctl restart sollold` builds it again and tests it. Otherwise "
+            "set llama.server to another one"
+        )
+        if len(node.models) > 1:
+            text = f"llama.cpp {node.build} on {node.name} crashes with every model, last {models}: "
+        else:
+            text = f"llama.cpp {node.build} on {node.name} crashed as it loaded {models}: "
+            fix = f"load another model there; if that crashes, too, this llama.cpp does not suit the machine: {fix}"
+        found.append(Finding(Grade.PROBLEM, f"{text}{node.reason}", fix))
+    return found
+
+
+def _failed(facts: Facts) -> list[Finding]:
     """Report each failure once, and whether the model is running again."""
+    live = facts.live
+    crashes = {(node.node, model) for node in facts.crashing for model in node.models}
     ready = {
         endpoint.model: record.name
         for record in live
@@ -128,7 +154,7 @@ def _failed(live: Sequence[Record]) -> list[Finding]:
         (endpoint.model, record.name, endpoint.reason.rstrip("."))
         for record in live
         for endpoint in record.endpoints
-        if endpoint.state is State.FAILED
+        if endpoint.state is State.FAILED and (endpoint.culprit or record.node, endpoint.model) not in crashes
     )
     found = []
     for (model, node, reason), count in times.items():

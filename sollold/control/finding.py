@@ -8,6 +8,7 @@ from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.reach_check import Unreached
 from sollold.cluster.net.status import ClusterStatus
 from sollold.control.events import OfflineNode
+from sollold.control.load_crashes import CrashingNode
 from sollold.facts import dataclass
 from sollold.leader.pinned import LostModel
 from sollold.models.model import Model
@@ -55,6 +56,7 @@ class Facts:
         group: bytes that the daemon's control group may use, and those of the machine; zeros: no limit.
         outdated_door: whether the settings call the cluster open although it was given a secret.
         unreached: live nodes that this node can't connect to, or that can't connect to it.
+        crashing: nodes on which llama.cpp only crashes.
     """
 
     me: Record
@@ -80,3 +82,4 @@ class Facts:
     files: tuple[tuple[str, str], ...] = ()
     group: tuple[int, int] = (0, 0)
     unreached: tuple[Unreached, ...] = ()
+    crashing: tuple[CrashingNode, ...] = ()

@@ -16,6 +16,7 @@ from sollold.cluster.net.view import View, name_of
 from sollold.control.activity import Activity, FinishedRequest, Histogram
 from sollold.control.events import ClusterWatcher, Event, EventKind, EventLog, LoadTime, OfflineNode
 from sollold.control.history import FIRST_TOKEN, NONE, History, HistoryRequest, NodeHistory
+from sollold.control.load_crashes import LoadCrashes
 from sollold.engines.commands import Done
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -85,6 +86,7 @@ class Monitor:
         self._reading: asyncio.Future[list[GpuLoad]] | None = None
         self._gpu_attempt = LogAndRetry("reading the load of the GPUs", log)
         self._watcher = ClusterWatcher(self.events, view.me.node, stopped, self._load_ended, evicted)
+        self.load_crashes = LoadCrashes()
         self._pending: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._unsubscribe: Callable[[], None] = lambda: None
@@ -191,7 +193,9 @@ class Monitor:
     def _observe(self) -> None:
         self._pending = None
         newest = self.events.newest
-        self._watcher.observe(self._view.live(), self._view.leader(), time.time(), time.monotonic())
+        live = self._view.live()
+        self._watcher.observe(live, self._view.leader(), time.time(), time.monotonic())
+        self.load_crashes.observe(live)
         if self.events.newest != newest:
             self._wake()
 

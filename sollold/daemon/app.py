@@ -317,6 +317,7 @@ class Daemon:
                 tuple((problem.what, problem.fix) for problem in files),
                 held_below(),
                 unreached,
+                parts.monitor.load_crashes.found(),
             )
         )
 

@@ -12,6 +12,7 @@ from sollold.cluster.net.status import ClusterStatus
 from sollold.control.doctor import examine
 from sollold.control.events import LayersHeld, OfflineNode
 from sollold.control.finding import Facts, Grade
+from sollold.control.load_crashes import CrashingNode
 from sollold.engines.llamacpp.exit_reason import exit_reason
 from sollold.leader.pinned import LostModel
 from sollold.machine.device import Device, Kind
@@ -85,6 +86,21 @@ def test_repeated_failures_are_one_finding_and_a_notice_once_the_model_runs_agai
     again = replace(failed, id="f", state=State.READY, loaded=True, reason="")
     (finding,) = examine(replace(HEALTHY, live=(me, replace(BERT, endpoints=(again,)))))
     assert finding.grade is Grade.NOTICE and finding.what.endswith("It runs again, on bert")
+
+
+def test_a_node_on_which_every_model_crashes_is_named_with_what_to_do() -> None:
+    reason = f"llama-server: {exit_reason(-11, [])}"
+    failed = Endpoint("d", "a:1b", "", Backend.LOCAL, State.FAILED, reason=reason, culprit="bb", crashed=True)
+    node = CrashingNode("bb", "bert", "b1", ("a:1b", "b:1b"), reason)
+    bert = replace(BERT, endpoints=(failed,))
+    (finding,) = examine(replace(HEALTHY, live=(ANNA, bert), crashing=(node,)))
+    assert finding.grade is Grade.PROBLEM and finding.fix.startswith("on bert: ")
+    assert finding.what.startswith("llama.cpp b1 on bert crashes with every model (a:1b, b:1b), last: ")
+    assert finding.what.endswith("SIGSEGV")
+    (finding,) = examine(
+        replace(HEALTHY, crashing=(replace(node, node="aa", name="anna", models=("a:1b",)),))
+    )
+    assert finding.fix.startswith("load another model there") and "remove /cache/llama.cpp" in finding.fix
 
 
 def test_a_lost_pinned_model_is_a_problem() -> None:

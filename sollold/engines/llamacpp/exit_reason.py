@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 OUT_OF_MEMORY = "ran out of memory"
 """Part of the reason of every process that ran out of memory."""
+TERMINATED = "it was terminated by"
+"""Part of the reason of every process that a signal ended, unless one of the others explains it."""
 KILLED = "it was killed (SIGKILL), probably out of memory"
 UNREADABLE = "a file that it had mapped can't be read any more (SIGBUS): truncated, or its disk is gone"
 NO_THREADS = "the system allows this user no more threads or processes; raise TasksMax= or `ulimit -u`"
@@ -34,7 +36,7 @@ _NOT_RUN_ADVICE = {
     errno.ENOEXEC: _DAMAGED,
 }
 _ILLEGAL = (
-    "it was terminated by SIGILL: this llama.cpp uses instructions that this machine's processor does not "
+    f"{TERMINATED} SIGILL: this llama.cpp uses instructions that this machine's processor does not "
     "have; let sollold build one here (llama.build), or set llama.server to one that suits"
 )
 _PORT = re.compile(r"Failed to create server socket|couldn't bind|address already in use", re.IGNORECASE)
@@ -157,9 +159,9 @@ def _assertion(lines: Sequence[str]) -> str:
 def _exit_text(code: int) -> str:
     if code < 0:
         try:
-            return f"it was terminated by {signal.Signals(-code).name}"
+            return f"{TERMINATED} {signal.Signals(-code).name}"
         except ValueError:
-            return f"it was terminated by signal {-code}"
+            return f"{TERMINATED} signal {-code}"
     return f"it exited with code {code}"
 
 
