@@ -127,7 +127,7 @@ def _crashing(facts: Facts) -> list[Finding]:
         if node.node == facts.me.node:
             folder = f"{shlex.quote(facts.cache)}/llama.cpp"
         fix = (
-            f"on {node.name}: update the driver of its GPU, if there is one. If sollold built this llama.cpp, "
+            f"on {node.name}: update the driver of the GPU, if any. If sollold built this llama.cpp, "
             f"remove {folder}; then `sudo systemctl restart sollold` builds it again and tests it. Otherwise "
             "set llama.server to another one"
         )
@@ -135,7 +135,9 @@ def _crashing(facts: Facts) -> list[Finding]:
             text = f"llama.cpp {node.build} on {node.name} crashes with every model, last {models}: "
         else:
             text = f"llama.cpp {node.build} on {node.name} crashed as it loaded {models}: "
-            fix = f"load another model there; if that crashes, too, this llama.cpp does not suit the machine: {fix}"
+            fix = (
+                f"load another model there. If that crashes, too, llama.cpp does not suit the machine: {fix}"
+            )
         found.append(Finding(Grade.PROBLEM, f"{text}{node.reason}", fix))
     return found
 

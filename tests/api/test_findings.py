@@ -95,11 +95,10 @@ def test_a_node_on_which_every_model_crashes_is_named_with_what_to_do() -> None:
     bert = replace(BERT, endpoints=(failed,))
     (finding,) = examine(replace(HEALTHY, live=(ANNA, bert), crashing=(node,)))
     assert finding.grade is Grade.PROBLEM and finding.fix.startswith("on bert: ")
-    assert finding.what.startswith("llama.cpp b1 on bert crashes with every model (a:1b, b:1b), last: ")
+    assert finding.what.startswith("llama.cpp b1 on bert crashes with every model, last a:1b, b:1b: ")
     assert finding.what.endswith("SIGSEGV")
-    (finding,) = examine(
-        replace(HEALTHY, crashing=(replace(node, node="aa", name="anna", models=("a:1b",)),))
-    )
+    node = replace(node, node="aa", name="anna", models=("a:1b",))
+    (finding,) = examine(replace(HEALTHY, crashing=(node,)))
     assert finding.fix.startswith("load another model there") and "remove /cache/llama.cpp" in finding.fix
 
 

@@ -1,4 +1,4 @@
-"""A node on which llama.cpp only crashes is remembered until a load there succeeds, or it gets another one."""
+"""A node on which llama.cpp only crashes is remembered until a load succeeds there, or it restarts."""
 
 from __future__ import annotations
 
