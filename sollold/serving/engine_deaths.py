@@ -3,8 +3,8 @@
 A crash while the engine had no other request without an answer is proof at once: this node then refuses the
 same request for a while. If there were several, each is a suspect, and they are tried again one at a time,
 all in the same other engine, the likeliest cause last (`sollold.serving.suspects`). So the cause crashes at
-most one more engine, and none if it was the likeliest one. If engines only ended, it takes several in a row;
-the request then fails, but is not remembered.
+most one more engine, and none if it was the likeliest one. If engines only ended, it takes several in a row
+until the request fails; an equal one, perhaps after a change of the settings, then gets only one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sollold.units import seconds_text
 log = logging.getLogger("sollold.serving")
 
 PERIOD = 600.0
-"""Seconds for which a request that crashed an engine is refused."""
+"""Seconds for which a request that crashed an engine is refused, or one that failed gets only one engine."""
 _MAX_RETRIES = 3
 """Further attempts allowed after an engine ended with the request."""
 _MAX_EMBEDDING_RETRIES = 2
@@ -40,14 +40,23 @@ _VOLATILE = frozenset(("stream", "stream_options", "user", "keep_alive", "metada
 
 
 class Quarantine:
-    """This node's memory of requests that crashed an engine, by digest."""
+    """This node's memory of requests that crashed an engine, or failed with several, by digest."""
 
     def __init__(self) -> None:
         self._until: BoundedDict[bytes, float] = BoundedDict(_MAX_REQUESTS)
+        self._failed_until: BoundedDict[bytes, float] = BoundedDict(_MAX_REQUESTS)
 
     def add(self, ask: Ask, now: float) -> None:
         """Remember a request that crashed an engine."""
         self._until[_digest(ask)] = now + PERIOD
+
+    def add_failed(self, ask: Ask, now: float) -> None:
+        """Remember a request with which several engines ended."""
+        self._failed_until[_digest(ask)] = now + PERIOD
+
+    def has_failed(self, ask: Ask, now: float) -> bool:
+        """Return whether several engines ended with the request within the last `PERIOD`."""
+        return bool(self._failed_until) and now < self._failed_until.get(_digest(ask), 0.0)
 
     def check(self, ask: Ask, now: float) -> None:
         """Refuse a request that crashed an engine within the last `PERIOD`.
@@ -147,13 +156,18 @@ class EngineDeaths:
         """
         if self._crashed_engine:
             raise _crashed_refusal(f"it is refused for {seconds_text(PERIOD)}")
-        self._quarantine.check(self._ask, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self._quarantine.check(self._ask, now)
         if not self._deaths:
             return
         for death in self._deaths:
             death.counts = death.counts or self._failed(death.endpoint)
         counted = [death for death in self._deaths if death.counts]
-        if len(counted) > (_MAX_EMBEDDING_RETRIES if self._ask.embedding else _MAX_RETRIES):
+        if not counted:
+            return
+        retries = _MAX_EMBEDDING_RETRIES if self._ask.embedding else _MAX_RETRIES
+        if len(counted) > (0 if self._quarantine.has_failed(self._ask, now) else retries):
+            self._quarantine.add_failed(self._ask, now)
             why = counted[-1].why
             advice = "Something in the request may make them fail; change the request"
             if lacked_memory(why):
@@ -161,10 +175,10 @@ class EngineDeaths:
                     "The request may need more memory than these engines have; shorten it, or load the model "
                     "for fewer requests or a smaller context"
                 )
-            raise Refusal(
-                Fault.INTERRUPTED,
-                f"{len(counted)} engines failed one after another with this request, last: {why}. {advice}",
-            )
+            failed = "an engine failed with this request again"
+            if len(counted) > 1:
+                failed = f"{len(counted)} engines failed one after another with this request, last"
+            raise Refusal(Fault.INTERRUPTED, f"{failed}: {why}. {advice}", final=True)
 
     def _failed(self, endpoint: tuple[str, str]) -> bool:
         """Whether, according to the current record, a process of the endpoint crashed or lacked memory."""
