@@ -175,6 +175,20 @@ async def test_a_corrupt_file_is_listed_with_the_reason(make: Make, tmp_path: Pa
         await catalogue.shape("cut:latest")
 
 
+@pytest.mark.parametrize("suffix", [".aria2", ".st"])
+async def test_a_file_of_full_size_is_unusable_until_its_download_is_complete(
+    make: Make, tmp_path: Path, suffix: str
+) -> None:
+    path = write_gguf(tmp_path / "folder" / "m.gguf")
+    state = path.with_name(path.name + suffix)
+    state.touch()
+    catalogue = make()
+    await catalogue.start()
+    assert str(state) in catalogue.models[0].unusable
+    state.unlink()
+    await until(lambda: not catalogue.models[0].unusable)
+
+
 @pytest.mark.parametrize("damage", [b"", b"this is no model", None])
 async def test_the_damaged_file_of_a_split_model_is_named(
     make: Make, tmp_path: Path, damage: bytes | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,15 @@ from sollold.errors import system_reason
 from sollold.models.model import Model
 from sollold.models.stores.content_digest import joined
 from sollold.models.stores.header_facts import HeaderFacts, HeaderFactsCache, fits, template_capabilities
-from sollold.models.stores.scan_result import FoundModel, Scan
+from sollold.models.stores.scan_result import FoundModel, Scan, unreadable
 from sollold.models.stores.store_watcher import Seen
 from sollold.models.templates.jinja import RAW
 
 log = logging.getLogger("sollold.models")
+
+_UNFINISHED = (".aria2", ".st")
+"""Suffixes of the files that aria2 and axel keep beside a download until it is complete. That has its final
+name and size from the beginning."""
 
 
 class Reader:
@@ -49,6 +54,8 @@ class Reader:
                 f"The path {shown(bad[0])} is not valid UTF-8, so it can't be sent to other nodes: rename it."
             )
             found = replace(found, files=(), projector="", adapters=(), unusable=reason)
+        elif found.source != "ollama" and (reason := _unfinished((*found.files, found.projector))):
+            found = unreadable(found, reason)
         if found.unusable or found.format != "gguf":
             return _without_facts(found)
         facts = self._facts.of(found.files, used)
@@ -151,6 +158,14 @@ class Reader:
 def shown(path: str) -> str:
     """Return a path, or text containing one, in displayable form: bytes that are not UTF-8 are replaced."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _unfinished(paths: tuple[str, ...]) -> str:
+    """Return why a file is not complete yet, as a sentence; empty if nothing shows that."""
+    states = (path + suffix for path in paths if path for suffix in _UNFINISHED)
+    if state := next((state for state in states if os.path.exists(state)), ""):  # noqa: PTH110 (may raise)
+        return f"Its download is not complete: {state} is there. Complete it with the program that began it."
+    return ""
 
 
 def _without_facts(found: FoundModel) -> Model:
