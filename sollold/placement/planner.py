@@ -60,6 +60,7 @@ def choose(
     found: tuple[Candidate, list[Alternative]] | None = None
     basis = SearchContext(request, fleet, footprint_of(full[0]), full[0], correction)
 
+    @cache
     def search_of(run: Run) -> SearchContext:
         return basis if run is full[0] else SearchContext(request, fleet, footprint_of(run), run, correction)
 
@@ -91,7 +92,8 @@ def choose(
         if found is not None and found[0].run in smaller:
             found = _widen(request, fleet, footprint_of, correction, found, [*full, *smaller], alone_allowed)
     if found is None:
-        return PlacementChoice(None, footprint_of((smaller or full)[-1]), tuple(basis.lost), ())
+        least = search_of((smaller or full)[-1])
+        return PlacementChoice(None, least.footprint, tuple(least.lost or basis.lost), ())
     best, lost = found
     chosen = footprint_of(best.run)
     reasons = [*_reasons(request, fleet, best, chosen), context.given(request, best.run, train)]

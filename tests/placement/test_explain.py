@@ -322,3 +322,13 @@ def test_a_quantized_cache_is_named_for_all_wider_types() -> None:
         assert any(remedy.startswith("a KV cache in q8_0 (`--kv q8_0`") for remedy in remedies), wide
     remedies = shortfall_of(replace(REQUEST, context=131_000, type_k="q8_0", type_v="q5_1"), cluster).remedies
     assert not any("KV cache" in remedy for remedy in remedies)
+
+
+def test_the_closest_placement_is_that_of_the_smallest_context() -> None:
+    model = shape(context_train=131072, sizes=[300 * MIB] * 2, output=20 * MIB)
+    machines = [machine(cpu(name, 290 * MIB), holds=name == "a") for name in "abc"]
+    request = replace(REQUEST, size=620 * MIB, usual=65536, slots=4)
+    shortfall = shortfall_of(request, fleet(*machines), footprints=footprint_with(model))
+    assert "with 2048 tokens of context for one request" in shortfall.message
+    needed = parse_bytes(number(r"a alone: needs ([\d.]+ \w+)", shortfall.message))
+    assert needed < 1.1 * shortfall.needed, shortfall.message
