@@ -92,6 +92,23 @@ def test_a_crash_at_the_first_prompt_is_named(programs: Path) -> None:
         run(programs)
 
 
+def test_a_crash_that_ends_later_than_the_connection_is_named(programs: Path) -> None:
+    """A GPU's driver may take a moment to free the memory of a process that has crashed."""
+    crash = (
+        "import os, threading; threading.Timer(0.5, os.abort).start(); self.connection.shutdown(2); return"
+    )
+    program(programs / "llama-server", SERVER, answer=GREETING, middle=crash)
+    with pytest.raises(LlamaUnusable, match="llama-server: it was terminated by SIGABRT"):
+        run(programs)
+
+
+def test_a_build_that_answers_with_an_error_is_refused(programs: Path) -> None:
+    error = b'{"error": {"code": 500, "message": "Compute error."}}'
+    program(programs / "llama-server", SERVER, answer=error)
+    with pytest.raises(LlamaUnusable, match="Compute error"):
+        run(programs)
+
+
 @pytest.mark.parametrize("answer", [b'{"content": "Hxllo"}', b'{"content": ""}', b'{"content": 7}', b"{}"])
 def test_wrong_results_are_found(programs: Path, answer: bytes) -> None:
     program(programs / "llama-server", SERVER, answer=answer)

@@ -33,7 +33,10 @@ log = logging.getLogger("sollold.engines")
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 30.0
 _POLL_SECONDS = 0.05
+_EXIT_SECONDS = 5.0
+"""Maximum seconds from the end of the connections to the exit: a GPU's driver frees the memory in between."""
 _ANSWER_BYTES = 64 * 1024
+_ERROR_CHARACTERS = 300
 _LAST_LINES = 60
 _PROMPT = {"prompt": "Hi", "n_predict": 8, "temperature": 0}
 _OPTIONS = ("-c", "256", "-np", "1", "-t", "1", "--offline", "--host", LOOPBACK)
@@ -72,7 +75,7 @@ def self_test(programs: Path, folder: Path, check: Callable[[], None]) -> None:
                 command = [server, "-m", str(model), *_OPTIONS, "--port", str(port), *devices]
                 with _running(command, folder, partial(_healthy, port), check) as check_exit:
                     answer = _ask(port, "/completion", _PROMPT)
-                    check_exit()
+                    check_exit(0.0 if answer else _EXIT_SECONDS)
                 _compare(answer)
     except (OSError, _NotTested) as error:
         log.warning("the new llama.cpp could not be tested with a model: %s", error)
@@ -81,6 +84,8 @@ def self_test(programs: Path, folder: Path, check: Callable[[], None]) -> None:
 def _compare(answer: dict[str, object] | None) -> None:
     if answer is None:
         raise _NotTested("it did not answer in time")
+    if error := answer.get("error"):
+        raise LlamaUnusable(f"a small model's answer was an error: {str(error)[:_ERROR_CHARACTERS]}")
     text = answer.get("content")
     if not isinstance(text, str) or not text or not demo_model.GREETING.startswith(text):
         raise LlamaUnusable(f"it computes wrong results: a small model's answer was {str(text)[:80]!r}")
@@ -89,10 +94,10 @@ def _compare(answer: dict[str, object] | None) -> None:
 @contextlib.contextmanager
 def _running(
     command: Sequence[str], folder: Path, ready: Callable[[], bool], check: Callable[[], None]
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[Callable[[float], None]]:
     """Run a program from when it is ``ready`` to the end of the block, and kill it.
 
-    Yields a function that raises LlamaUnusable if the program has exited.
+    Yields a function that raises LlamaUnusable if the program exits within a number of seconds.
     """
     name = Path(command[0]).name
     output = folder / f"{name}.log"
@@ -106,8 +111,10 @@ def _running(
             start_new_session=True,
         )
 
-    def check_exit() -> None:
-        if (code := process.poll()) is None:
+    def check_exit(patience: float) -> None:
+        try:
+            code = process.wait(patience)
+        except subprocess.TimeoutExpired:
             return
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
         reason = f"{name}: {exit_reason(code, lines)}"
@@ -118,7 +125,7 @@ def _running(
             deadline = time.monotonic() + _START_SECONDS
             while not ready():
                 check()
-                check_exit()
+                check_exit(0.0)
                 if time.monotonic() > deadline:
                     raise _NotTested(f"{name} did not start within {_START_SECONDS:.0f} s")
                 time.sleep(_POLL_SECONDS)
@@ -135,17 +142,16 @@ def _listens(port: int) -> bool:
 
 
 def _healthy(port: int) -> bool:
-    return _ask(port, "/health") is not None
+    answer = _ask(port, "/health")
+    return answer is not None and "error" not in answer
 
 
 def _ask(port: int, path: str, body: dict[str, object] | None = None) -> dict[str, object] | None:
-    """Return the response of a llama-server; None without a usable one."""
+    """Return the response of a llama-server, which has an ``error`` if it can't answer; None without one."""
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=_ANSWER_SECONDS)
     try:
         connection.request("POST" if body else "GET", path, msgspec.json.encode(body) if body else None)
-        response = connection.getresponse()
-        answer = msgspec.json.decode(response.read(_ANSWER_BYTES), type=dict[str, object])
-        return answer if response.status == http.client.OK else None
+        return msgspec.json.decode(connection.getresponse().read(_ANSWER_BYTES), type=dict[str, object])
     except (OSError, http.client.HTTPException, *UNDECODABLE):
         return None
     finally:
