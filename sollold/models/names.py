@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache
 
 from sollold.errors import Fault, Refusal
@@ -20,6 +21,7 @@ from sollold.facts import dataclass
 HOST = "registry.ollama.ai"
 NAMESPACE = "library"
 TAG = "latest"
+_HUB_HOSTS = ("hf.co", "huggingface.co")
 _DEFAULT_SUFFIX = f":{TAG}"
 _RETRY_SECONDS = 5.0
 """Seconds after which to retry when the model is on an offline node or its store is still being read."""
@@ -68,6 +70,11 @@ class Name:
     def key(self) -> str:
         """Key that is equal for names that mean the same model."""
         return self.full.lower()
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the name refers to a repository on Hugging Face."""
+        return self.host.lower() in _HUB_HOSTS
 
     @property
     def cloud(self) -> bool:
@@ -254,8 +261,8 @@ def resolve(
 
     ``suggest``: look for similar names if none matches, which takes longer than all the rest.
 
-    Order: an alias; the name as written; the name ignoring case; without a tag, the model's only tag; without
-    host and namespace, the only model of that name anywhere; a file name.
+    Order: an alias; the name as written; ignoring case; with the other host of Hugging Face; without a tag,
+    the model's only tag; without host and namespace, the only model of that name anywhere; a file name.
     """
     asked = behind_alias(asked, aliases)
     index = known if isinstance(known, NameIndex) else NameIndex(known)
@@ -266,8 +273,9 @@ def resolve(
         return _by_file_name(asked, wanted, index, suggest=suggest)
     if str(name) in index.names:
         return Resolved(asked, str(name))
-    if same := index.same(name):
-        return Resolved(asked, same)
+    for host in (name.host, *(_HUB_HOSTS if name.on_hub else ())):
+        if same := index.same(replace(name, host=host)):
+            return Resolved(asked, same)
     tagged = ":" in wanted.rsplit("/", 1)[-1]
     scoped = "/" in wanted
     fitting = index.fitting(name, tagged=tagged, scoped=scoped)
@@ -330,7 +338,8 @@ def _fits(name: Name, entry: Name, *, tagged: bool, scoped: bool) -> bool:
         return False
     if not scoped:
         return True
-    return (name.host.lower(), name.namespace.lower()) == (entry.host.lower(), entry.namespace.lower())
+    same_host = name.host.lower() == entry.host.lower() or (name.on_hub and entry.on_hub)
+    return same_host and name.namespace.lower() == entry.namespace.lower()
 
 
 def unresolved(resolved: Resolved) -> Refusal:

@@ -87,6 +87,8 @@ NAMES = (
     "Qwen:Q4_K_M",
     "hf.co/a/tiny:Q8_0",
     "hf.co/b/tiny:Q8_0",
+    "hf.co/b/many:Q8_0",
+    "hf.co/b/many:latest",
     "solo:4b",
 )
 
@@ -101,6 +103,9 @@ NAMES = (
         ("Qwen-Q4_K_M.gguf", "Qwen:Q4_K_M"),
         ("solo", "solo:4b"),
         ("hf.co/b/tiny", "hf.co/b/tiny:Q8_0"),
+        ("https://huggingface.co/b/tiny", "hf.co/b/tiny:Q8_0"),
+        ("huggingface.co/b/Tiny:q8_0", "hf.co/b/tiny:Q8_0"),
+        ("huggingface.co/b/many", "hf.co/b/many:latest"),
     ],
 )
 def test_names_are_resolved(query: str, name: str) -> None:

@@ -20,7 +20,6 @@ from sollold.models.transfer.partial_file import Item
 from sollold.settings.confidential import hidden_in_text
 from sollold.undecodable import UNDECODABLE
 
-HOSTS = ("hf.co", "huggingface.co")
 _PREFERRED = ("Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0")
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
 _MAX_BYTES = 16 << 20

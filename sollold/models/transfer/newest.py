@@ -9,7 +9,7 @@ from enum import Enum
 from sollold.models.model import Model
 from sollold.models.names import HOST, Name
 from sollold.models.transfer.hub_pull import version_of
-from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
+from sollold.models.transfer.huggingface_hub import Hub, HubError
 from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.ollama_registry import OllamaRegistry
 
@@ -36,7 +36,7 @@ async def age_of(internet: Internet, registry: OllamaRegistry, name: Name, model
         return Age.NEWEST
     try:
         async with asyncio.timeout(_SECONDS):
-            if name.host.lower() in HOSTS:
+            if name.on_hub:
                 _, items = await Hub(internet).items(name)
                 if model.version == version_of(name, items):
                     return Age.NEWEST

@@ -31,7 +31,7 @@ from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.fetch_files import Download, download
 from sollold.models.transfer.hub_pull import hub_download
-from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
+from sollold.models.transfer.huggingface_hub import Hub, HubError
 from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.newest import Age, age_of
 from sollold.models.transfer.node_pull import node_download
@@ -262,7 +262,6 @@ class Puller:
         ``failure``: why it could not be fetched from the nodes that have it; empty: none has it.
         """
         parsed = parse(name)
-        on_hub = parsed.host.lower() in HOSTS
         if self._ollama_url():
             try:
                 existed = any(model.source == "ollama" for model in self._own_models(parsed))
@@ -272,7 +271,7 @@ class Puller:
                 await self._library.lists.refresh(self._node)
                 return
             except PullError as error:
-                if not on_hub:
+                if not parsed.on_hub:
                     raise
                 log.info("%s can't be pulled by Ollama: %s; fetching it from the hub", name, error)
         try:
@@ -280,7 +279,7 @@ class Puller:
         except HubError as error:
             if failure:
                 raise PullError(f"{name}: {failure}; {error}") from None
-            if on_hub:
+            if parsed.on_hub:
                 raise
             raise self._absent(name, f"; {error}", "", missing=error.missing) from None
         if job is None and failure:
@@ -308,7 +307,7 @@ class Puller:
             HubError, SourceError: the model can't be fetched.
         """
         try:
-            if name.host.lower() in HOSTS:
+            if name.on_hub:
                 return await hub_download(
                     Hub(self._internet), name, present, self._catalogue, self._threads, pull.say
                 )

@@ -19,7 +19,7 @@ from sollold.models.names import HOST, Name, parse
 from sollold.models.stores.header_facts import facts_without_digest
 from sollold.models.stores.shards import is_projector
 from sollold.models.transfer.download import Source, SourceError
-from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
+from sollold.models.transfer.huggingface_hub import Hub, HubError
 from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.ollama_registry import OllamaRegistry
 from sollold.models.transfer.partial_file import Item
@@ -49,7 +49,7 @@ class RemoteModel:
 def on_hub(name: str) -> bool:
     """Return whether the name itself says that the model is on Hugging Face's hub."""
     try:
-        return parse(name).host.lower() in HOSTS
+        return parse(name).on_hub
     except ValueError:
         return False
 
@@ -78,7 +78,7 @@ class RemoteHeaders:
             raise RemoteError(str(error)) from None
         try:
             async with asyncio.timeout(_TIMEOUT):
-                if parsed.host.lower() in HOSTS:
+                if parsed.on_hub:
                     source, items = await self._on_hub(parsed)
                 elif parsed.host.lower() == HOST:
                     source, items = await self._in_registry(parsed)
