@@ -14,8 +14,8 @@ def no_daemon(url: str, reason: str, another: str) -> str:
 def no_answer(url: str, seconds: float, another: str) -> str:
     """Message that ``url`` accepted the connection and did not respond; ``another`` as in `no_daemon`."""
     return (
-        f"{url} did not answer within {seconds:g} s. It is overloaded or hangs: see `journalctl -u sollold` "
-        f"there, or ask another node with {another}"
+        f"{url} did not answer within {round(seconds, 1) or seconds:g} s. It is overloaded or hangs: see "
+        f"`journalctl -u sollold` there, or ask another node with {another}"
     )
 
 
