@@ -26,7 +26,7 @@ def run_program(
     Args:
         command: the program and its arguments.
         timeout: limit in seconds.
-        env: additional environment variables.
+        env: added to `child_environment`.
         with_errors: the output includes that to stderr, which otherwise is discarded.
 
     Raises:
@@ -38,7 +38,7 @@ def run_program(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT if with_errors else subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
+        env={**child_environment(), **(env or {})},
         start_new_session=True,
     )
     with process:
@@ -48,6 +48,13 @@ def run_program(
             kill_session(process.pid)
             raise
     return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def child_environment() -> dict[str, str]:
+    """Return this process's environment without variables that would silently set llama.cpp's options, even
+    those for a program that only prints its version, and without our secrets and systemd's sockets."""
+    unwanted = ("LLAMA_", "SOLLOLD_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
 
 
 def kill_session(leader: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,15 @@ import psutil
 import pytest
 
 from sollold.machine.program import run_program
+
+
+def test_variables_that_set_options_of_llama_cpp_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_ARG_RPC", "192.168.1.5:50052")
+    monkeypatch.setenv("SOLLOLD_CLUSTER_TOKEN", "secret")
+    done = run_program(["/usr/bin/env"], 30.0, env={"LLAMA_CACHE": "/x"})
+    lines = done.stdout.decode().splitlines()
+    assert [line for line in lines if line.startswith(("LLAMA_", "SOLLOLD_"))] == ["LLAMA_CACHE=/x"]
+    assert f"PATH={os.environ['PATH']}" in lines
 
 
 @pytest.mark.parametrize("own_group", [False, True])

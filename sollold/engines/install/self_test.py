@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -24,7 +23,7 @@ from sollold.engines.install.find import LlamaUnusable
 from sollold.engines.llamacpp.exit_reason import exit_reason
 from sollold.engines.llamacpp.ports import LOOPBACK, Ports
 from sollold.machine.child_guard import guarded
-from sollold.machine.program import kill_session
+from sollold.machine.program import child_environment, kill_session
 from sollold.models.gguf import demo_model
 from sollold.undecodable import UNDECODABLE
 
@@ -107,7 +106,7 @@ def _running(
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={key: value for key, value in os.environ.items() if not key.startswith("LLAMA_")},
+            env=child_environment(),
             start_new_session=True,
         )
 

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -21,7 +20,7 @@ from sollold.engines.llamacpp.command_line import run_options
 from sollold.facts import dataclass
 from sollold.machine.backends import ENVIRONMENT
 from sollold.machine.child_guard import guarded
-from sollold.machine.program import kill_session
+from sollold.machine.program import child_environment, kill_session
 from sollold.models.footprint.read_shape import shape_of
 from sollold.models.footprint.run_options import Run
 from sollold.models.gguf import reader
@@ -141,7 +140,7 @@ async def _ask(run: Run, model: Model, llama: Llama) -> ReportedMemory | None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **ENVIRONMENT, "GGML_NO_BACKTRACE": "1"},
+            env={**child_environment(), **ENVIRONMENT, "GGML_NO_BACKTRACE": "1"},
             start_new_session=True,
         )
     except OSError as error:

@@ -28,7 +28,7 @@ from sollold.engines.llamacpp.child_journal import MARK, Journal, stat_fields
 from sollold.engines.llamacpp.exit_reason import NO_THREADS
 from sollold.engines.llamacpp.process_log import ProcessLog
 from sollold.machine.child_guard import guarded
-from sollold.machine.program import in_session, kill_session, session_members
+from sollold.machine.program import child_environment, in_session, kill_session, session_members
 
 log = logging.getLogger("sollold.engines")
 
@@ -197,7 +197,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**_clean_environment(os.environ), **env, MARK: journal.mark},
+                env={**child_environment(), **env, MARK: journal.mark},
                 cwd="/",
                 start_new_session=True,
                 restore_signals=False,
@@ -323,9 +323,3 @@ def _connections(pid: int) -> list[Any]:
         return psutil.Process(pid).net_connections("tcp")
     except psutil.Error:
         return []
-
-
-def _clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Drop variables that would silently set llama.cpp options, our secrets, and systemd's sockets."""
-    unwanted = ("LLAMA_", "SOLLOLD_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
-    return {name: value for name, value in environment.items() if not name.startswith(unwanted)}
