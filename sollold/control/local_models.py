@@ -17,7 +17,7 @@ import msgspec
 
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.engines.ollama.api import OllamaError
-from sollold.errors import system_reason
+from sollold.errors import system_reason, system_words
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.names import canonical
@@ -25,7 +25,7 @@ from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.folders import CARD, read_card
 from sollold.models.stores.patient_read import PATIENCE, read_patiently
 from sollold.models.transfer.fetched_folder import merge_foreign, remove_fetched
-from sollold.models.transfer.partial_file import OLD, PARTS, slug
+from sollold.models.transfer.partial_file import OLD, PARTS, Item, slug
 from sollold.models.transfer.peer_source import items_of, paths_of
 from sollold.models.transfer.verify import adapters_in
 
@@ -133,7 +133,11 @@ class OwnModels:
             await self._copy_in_ollama(model, name, told)
             return
         try:
-            await asyncio.to_thread(_link, self._catalogue.own, told.over(model), name, old)
+            items = await asyncio.to_thread(items_of, model)
+        except OSError as error:
+            raise OwnError(f"{model.name} can't be read: {system_words(error)}") from None
+        try:
+            await asyncio.to_thread(_link, self._catalogue.own, told.over(model), items, name, old)
         except OSError as error:
             raise OwnError(f"{self._catalogue.own} can't be written: {system_reason(error)}") from None
         await self._catalogue.refresh()
@@ -303,15 +307,14 @@ def _is_same(name: Model, model: Model) -> bool:
     return name.digest == model.digest and settings.over(name) == name
 
 
-def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
+def _link(own: Path, model: Model, items: tuple[Item, ...], name: str, old: Path | None) -> None:
     """Make the folder of a second name; on failure, nothing of it is left.
 
-    ``old``: the folder it replaces, perhaps the very one that it links to.
+    ``items``: the model's files; ``old``: the folder it replaces, perhaps the very one that it links to.
 
     Raises:
         OSError: the folder can't be made, as on a full disk.
     """
-    items = items_of(model)
     folder = own / slug(name, model.digest)
     making = own / f".{folder.name}.new"
     shutil.rmtree(making, ignore_errors=True)

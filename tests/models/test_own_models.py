@@ -54,6 +54,17 @@ async def test_models_are_copied_and_only_own_ones_deleted(three: ThreeNodes) ->
     assert path.exists()
 
 
+async def test_a_copy_of_a_file_that_has_just_vanished_names_it(three: ThreeNodes) -> None:
+    a, _, _ = three.nodes
+    path = big(a.folder / "m" / "tiny.gguf")
+    await three.start()
+    tiny = a.catalogue.get("tiny:latest")
+    assert tiny is not None
+    path.unlink()
+    with pytest.raises(OwnError, match=f"tiny:latest can't be read: No such file or directory: {path}"):
+        await a.own.copy(tiny, "mine")
+
+
 async def test_simultaneous_copies_to_one_name_all_succeed(three: ThreeNodes) -> None:
     a, _, _ = three.nodes
     big(a.folder / "m" / "tiny.gguf")
