@@ -10,8 +10,18 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.control.keys import Keys, Scope
+from sollold.errors import Fault, Refusal
 from sollold.log import FIELDS, REQUEST_FIELDS
-from tests.api.api_parts import CHAT, REMOTE, TRUSTED_PROXIES, ScriptedService, chunk, parts, usage_chunk
+from tests.api.api_parts import (
+    CHAT,
+    REMOTE,
+    TRUSTED_PROXIES,
+    ScriptedPuller,
+    ScriptedService,
+    chunk,
+    parts,
+    usage_chunk,
+)
 from tests.api.conftest import Serve
 from tests.doubles import FakeView, record, until
 from tests.models.fakes import FakeCalls
@@ -106,6 +116,18 @@ async def test_a_refused_request_has_one_line_with_the_reason(
     assert fields(refused)["status"] == "404" and name in fields(refused)["error"]
     assert fields(invalid)["error"] == "seconds must be an integer of at most 9 digits"
     assert [entry for entry in caplog.records if entry.name != "sollold.access"] == []
+
+
+async def test_a_download_that_fails_later_has_the_reason(
+    serve: Serve, http: ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    down = Refusal(Fault.UNAVAILABLE, "the network is down")
+    url = await serve(parts(puller=ScriptedPuller({"status": "pulling manifest"}, down)))
+    async with http.post(f"{url}/api/pull", json={"model": "demo"}) as answer:
+        assert answer.status == 200
+        await answer.read()
+    await until(lambda: lines(caplog))
+    assert fields(lines(caplog)[0])["error"] == "the network is down"
 
 
 async def test_a_path_cannot_forge_a_line(

@@ -159,6 +159,7 @@ class OllamaModelRoutes:
                 async for step in rest:
                     await response.write(msgspec.json.encode(step) + b"\n")
             except Refusal as refusal:
+                exchange_of(request).refused = refusal.message
                 record = {**refusal_object(Dialect.OLLAMA, refusal), "code": status_of(refusal)}
                 await response.write(msgspec.json.encode(record) + b"\n")
             except (ConnectionError, GeneratorExit):
@@ -198,6 +199,7 @@ class OllamaModelRoutes:
                     async for piece in pieces:
                         await response.write(piece)
             except Refusal as refusal:
+                exchange_of(request).refused = refusal.message
                 # The status has been sent: the error is the last line, as in Ollama.
                 if request.method != "HEAD":
                     await response.write(refusal_bytes(Dialect.OLLAMA, refusal) + b"\n")
