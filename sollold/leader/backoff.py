@@ -61,10 +61,10 @@ class Backoff:
         """Forget the failures of ``key``: it works."""
         self._histories.pop(key, None)
 
-    def known(self, key: Hashable, now: float) -> bool:
-        """Return whether ``key`` has failed recently and not succeeded since."""
+    def known(self, key: Hashable, now: float, *, least: int = 1) -> bool:
+        """Return whether ``key`` has failed recently, ``least`` times in a row, and not succeeded since."""
         history = self._histories.get(key)
-        return history is not None and now - history.last < FORGET
+        return history is not None and now - history.last < FORGET and history.failures >= least
 
     def blocked(self, key: Hashable, now: float) -> Blocked | None:
         """Return why and for how long ``key`` is blocked now; None if it is not."""

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
+from sollold.engines.llamacpp.exit_reason import TERMINATED
 from sollold.facts import dataclass
 from sollold.leader.absent_nodes import BACK_WITHIN, Absences
 from sollold.leader.backoff import Backoff, Blocked
@@ -23,6 +24,8 @@ GOOD_SERVICE = 180.0
 """Seconds of service after which earlier faults of a deployment's nodes are forgotten."""
 LAST_RESORT = 5.0
 """Seconds after a node's last failure before it may be tried because no other node will do."""
+_AVOIDED = 2
+"""Failed loads of a model in a row for which a node is avoided if others will do."""
 HUNG_COUNTS = 6
 """Failures that one hung load counts as, since another hang would cost a minute again. The node is left out
 for 40 seconds if others will do."""
@@ -85,7 +88,8 @@ class Observations:
         """Failed loads by node; a blocked node takes no part. Only one load of each model counts (unless it
         hung), since further failures may be the model's fault."""
         self.loads = Backoff(free=2)
-        """Failed loads of one model on one node; a blocked node takes no part for that model."""
+        """Failed loads of one model on one node; a blocked node takes no part for that model, and one with
+        `_AVOIDED` of them is avoided if others will do: both would be tried again when the model is."""
         self.crashes = Backoff(free=2)
         """Faults of a node in serving deployments; a blocked node is avoided if others will do."""
         self._accepted: dict[str, _Entry] = {}
@@ -190,7 +194,9 @@ class Observations:
         load = node, endpoint.digest
         if endpoint.hung or not self.loads.known(load, now):
             self.nodes.failed(node, reason, now, least=HUNG_COUNTS if endpoint.hung else 1)
-        self.loads.failed(load, reason, now)
+        # A crash is not retried at the same node if others will do: llama.cpp may not suit its machine.
+        by_signal = endpoint.crashed and TERMINATED in endpoint.reason
+        self.loads.failed(load, reason, now, least=_AVOIDED if by_signal else 1)
         if endpoint.culprit in ("", head):
             # A fault of another node than the head is not the model's.
             self.models.failed(endpoint.digest, endpoint.reason or "it did not start", now)
@@ -285,7 +291,14 @@ class Observations:
         blocked = self._left_out(records, digest, now)
         brief = {node for node, block in blocked.items() if block.seconds <= BACK_WITHIN}
         fallback = {node for node, block in blocked.items() if block.since >= LAST_RESORT}
-        avoided = {record.node: self.crashes.blocked(record.node, now) for record in records}
+        avoided = {
+            record.node: "this model failed to load there repeatedly"
+            for record in records
+            if self.loads.known((record.node, digest), now, least=_AVOIDED)
+        }
+        for record in records:
+            if (block := self.crashes.blocked(record.node, now)) is not None:
+                avoided[record.node] = why_blocked(block)
         return replace(
             snapshot,
             accepted=self.accepted(),
@@ -296,7 +309,7 @@ class Observations:
             pooled=frozenset(self._pooled),
             truth={key: size for key, (size, _) in self._truth.items()},
             blocked=self.models.blocked(digest, now),
-            avoided={node: why_blocked(block) for node, block in avoided.items() if block is not None},
+            avoided=avoided,
             passing=frozenset((brief | self._unreachable.keys()) - (blocked.keys() - brief)),
             last_resort=frozenset(fallback - self._unreachable.keys() - excluded.keys()),
             expected=self.expected(now),

@@ -341,7 +341,7 @@ def remove_for_good(cluster: Cluster, node: str) -> None:
 
 def fail_deployment(cluster: Cluster, deployment: str, **changes: Any) -> None:
     """Let a deployment fail, and release its memory."""
-    cluster.ready(deployment, state=State.FAILED, reason="a worker is gone", **changes)
+    cluster.ready(deployment, **{"state": State.FAILED, "reason": "a worker is gone"} | changes)
     for node in cluster.nodes.values():
         node.endpoints.pop(deployment, None)
         node.ledger.end_deployment(deployment, "failed")

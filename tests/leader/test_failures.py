@@ -464,6 +464,32 @@ async def test_a_failing_node_is_retried_if_there_is_no_alternative(
     assert (await cluster.planner.ensure(ENSURE)).verdict is Verdict.WAIT
 
 
+@pytest.mark.parametrize(
+    ("failure", "tries"),
+    [
+        ({}, ["a", "a", "b"]),
+        ({"crashed": True, "reason": "it exited with code 1"}, ["a", "a", "b"]),
+        ({"crashed": True, "reason": "it was terminated by SIGSEGV"}, ["a", "b", "a"]),
+    ],
+)
+async def test_another_node_with_the_file_is_tried_if_a_model_fails_to_start_on_one(
+    failure: dict[str, Any], tries: list[str]
+) -> None:
+    cluster = Cluster(SETTINGS)
+    await cluster.planner.start()
+    for name in ("a", "b"):
+        cluster.add(name, 4 * GIB, model())
+    tried: list[str] = []
+    while len(tried) < 3:
+        answer = await cluster.planner.ensure(ENSURE)
+        if answer.verdict is Verdict.WAIT:
+            tried.append(answer.node)
+            fail_deployment(cluster, answer.deployment, culprit=answer.node, **failure)
+        cluster.now += max(1.0, answer.retry_after)
+    assert tried == tries
+    await cluster.planner.close()
+
+
 async def test_a_model_that_fails_to_start_excludes_no_other_from_its_node() -> None:
     cluster = Cluster(SETTINGS)
     await cluster.planner.start()
