@@ -8,12 +8,14 @@ import logging
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc_server import RpcServer
 from sollold.engines.commands import Fetch, Fetched
 from sollold.facts import dataclass
+from sollold.models.stores.patient_read import read_patiently
 from sollold.models.transfer.pull import Puller
 from sollold.models.transfer.pull_progress import PullError
 from sollold.settings.schema import GIB
@@ -24,6 +26,8 @@ log = logging.getLogger("sollold.agent")
 UNASKED_SECONDS = 30.0
 """Seconds without a request from the leader after which a download is cancelled, keeping its data."""
 AT_A_TIME = 2
+_DISK_SECONDS = 3.0
+"""Timeout for asking the disk for its free space, in seconds."""
 LEFT = 5 * GIB
 """Disk space that downloads leave free, in bytes: this machine's owner did not order them."""
 
@@ -98,7 +102,10 @@ class Fetcher:
             size = next(
                 (m.size for _, m in self._puller.holders(request.model) if m.digest == request.digest), 0
             )
-            free = await asyncio.to_thread(_free, self._folder)
+            try:
+                free = await read_patiently(partial(_free, self._folder), self._folder, _DISK_SECONDS)
+            except LookupError as error:
+                return Fetched(failed=str(error))
             # From here to its registration nothing is awaited: other requests must count it.
             fetch = self._fetches.get(request.digest)
             if fetch is None:

@@ -35,7 +35,8 @@ from sollold.engines.install.build_step import SetupFailed
 from sollold.engines.install.setup import Progress, persist
 from sollold.leader.draft_models import missing_drafter
 from sollold.machine.memory import held_below
-from sollold.models.transfer.cleanup import abandoned
+from sollold.models.stores.scan_result import Problem
+from sollold.models.transfer.cleanup import abandoned_in
 from sollold.serving.drain import drain, undrain
 from sollold.settings.fault import SettingsError
 from sollold.settings.live import LIVE_KEYS
@@ -276,15 +277,18 @@ class Daemon:
 
     async def findings(self) -> list[Finding]:
         """Return the findings for `sollold doctor`. Takes seconds if a node can't be reached."""
-        return await asyncio.to_thread(self._examine, await self._parts.reach_check.check())
+        unreached, leftovers = await asyncio.gather(
+            self._parts.reach_check.check(), abandoned_in(self._parts.catalogue.own, time.time())
+        )
+        return await asyncio.to_thread(self._examine, unreached, leftovers)
 
-    def _examine(self, unreached: tuple[Unreached, ...]) -> list[Finding]:
+    def _examine(self, unreached: tuple[Unreached, ...], leftovers: list[Problem]) -> list[Finding]:
         """Blocks briefly: call it off the loop."""
         parts = self._parts
         trouble: list[tuple[str, str]] = []
         if parts.meter.problem:
             trouble.append((parts.meter.problem, ""))
-        files = [*parts.catalogue.problems, *abandoned(parts.catalogue.own, time.time())]
+        files = [*parts.catalogue.problems, *leftovers]
         trouble.extend(parts.internet.trouble())
         if parts.required_tls is not None:
             trouble.extend(parts.required_tls.trouble())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,26 @@ async def test_requests_at_the_same_time_count_each_other(
         states = await asyncio.gather(*(fetch(name) for name in ("one", "two", "one")))
         assert sorted(state.failed for state in states)[:2] == ["", ""]
         assert sum("no space" in state.failed for state in states) == 1
+
+
+async def test_a_disk_that_does_not_respond_refuses_the_download(
+    three_nodes: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, calls = threading.Event(), []
+
+    def hang(folder: Path) -> int:
+        calls.append(threading.current_thread().name)
+        hanging.wait(60)
+        return 0
+
+    big(three_nodes.nodes[1].folder / "m" / "tiny.gguf")
+    digest = await digest_of_tiny(three_nodes)
+    register_fetcher(three_nodes.nodes[0])
+    monkeypatch.setattr(fetcher, "_free", hang)
+    monkeypatch.setattr(fetcher, "_DISK_SECONDS", 0.05)
+    try:
+        assert "does not answer" in (await order(three_nodes, digest)).failed
+        # A thread of the loop would be missing for other work until the disk responds.
+        assert calls[0].startswith("read ")
+    finally:
+        hanging.set()

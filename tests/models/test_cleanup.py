@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from sollold.models.model import Model
 from sollold.models.stores.folders import CARD
+from sollold.models.transfer import cleanup
 from sollold.models.transfer.cleanup import abandoned, sweep
 from sollold.models.transfer.partial_file import Item, PartialFile
 
@@ -157,3 +159,20 @@ def test_an_abandoned_transfer_is_reported(tmp_path: Path) -> None:
     assert "of tiny:7b" in problem.what
     assert problem.fix == f"sollold pull tiny:7b   (or: rm -r {folder})"
     assert abandoned(tmp_path / "none", NOW) == []
+
+
+async def test_a_disk_that_does_not_respond_does_not_delay_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = threading.Event()
+
+    def hang(parent: Path) -> list[Path]:
+        hanging.wait(60)
+        return []
+
+    monkeypatch.setattr(cleanup, "_folders", hang)
+    monkeypatch.setattr(cleanup, "_DISK_SECONDS", 0.05)
+    try:
+        assert await cleanup.abandoned_in(tmp_path, NOW) == []
+    finally:
+        hanging.set()

@@ -1,6 +1,7 @@
 """Restores, removes or reports what interrupted downloads have left in the folder for pulled models.
 
-No folder is removed that contains a file which downloads don't create. Blocks: call it in a thread.
+No folder is removed that contains a file which downloads don't create. All but `abandoned_in` blocks: call it
+in a thread.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import logging
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
+from sollold.models.stores.patient_read import read_patiently
 from sollold.models.stores.scan_result import Problem
 from sollold.models.transfer.fetched_folder import OWN_FILES
 from sollold.models.transfer.partial_file import OLD, PARTS, read_notes
@@ -20,6 +23,7 @@ log = logging.getLogger("sollold.models")
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _LINKING = re.compile(r"\.[A-Za-z0-9._-]+-[0-9a-f]{12}\.new")
+_DISK_SECONDS = 3.0
 _DAY = 86400.0
 """Seconds for which a folder is left alone after its last change: a download may be under way."""
 
@@ -41,6 +45,14 @@ def sweep(own: Path, now: float) -> None:
     for folder in _folders(own):
         if _LINKING.fullmatch(folder.name):
             _remove(folder, now)
+
+
+async def abandoned_in(own: Path, now: float) -> list[Problem]:
+    """Return the same as `abandoned`; nothing if the disk does not respond, which is reported elsewhere."""
+    try:
+        return await read_patiently(partial(abandoned, own, now), own, _DISK_SECONDS)
+    except LookupError:
+        return []
 
 
 def abandoned(own: Path, now: float) -> list[Problem]:
