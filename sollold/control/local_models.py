@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -133,8 +134,8 @@ class OwnModels:
             await self._copy_in_ollama(model, name, told)
             return
         try:
-            items = await asyncio.to_thread(items_of, model)
-        except OSError as error:
+            items = await read_patiently(partial(items_of, model), model.files[0], PATIENCE)
+        except (OSError, LookupError) as error:
             raise OwnError(f"{model.name} can't be read: {system_words(error)}") from None
         try:
             await asyncio.to_thread(_link, self._catalogue.own, told.over(model), items, name, old)

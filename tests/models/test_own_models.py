@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 
 from sollold.control import local_models
 from sollold.control.local_models import NameOverrides, OwnError
+from sollold.models.model import Model
 from sollold.models.stores.folders import CARD
 from sollold.models.transfer.cleanup import sweep
-from sollold.models.transfer.partial_file import OLD, PARTS
+from sollold.models.transfer.partial_file import OLD, PARTS, Item
+from sollold.models.transfer.peer_source import items_of
 from tests.doubles import until
 from tests.models.pulling import ThreeNodes, big, sole
 from tests.models.stores import write_gguf
@@ -63,6 +66,33 @@ async def test_a_copy_of_a_file_that_has_just_vanished_names_it(three: ThreeNode
     path.unlink()
     with pytest.raises(OwnError, match=f"tiny:latest can't be read: No such file or directory: {path}"):
         await a.own.copy(tiny, "mine")
+
+
+async def test_a_file_on_a_disk_that_does_not_respond_blocks_no_other_copy(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _, _ = three.nodes
+    big(a.folder / "m" / "tiny.gguf")
+    write_gguf(a.folder / "m" / "other.gguf")
+    await three.start()
+    tiny, other = a.catalogue.get("tiny:latest"), a.catalogue.get("other:latest")
+    assert tiny is not None and other is not None
+    hanging = threading.Event()
+
+    def hang(model: Model) -> tuple[Item, ...]:
+        if model is tiny:
+            hanging.wait(60)
+        return items_of(model)
+
+    monkeypatch.setattr(local_models, "items_of", hang)
+    monkeypatch.setattr(local_models, "PATIENCE", 0.05)
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(OwnError, match=r"tiny:latest can't be read: .* does not answer"):
+                await a.own.copy(tiny, "mine")
+            await a.own.copy(other, "mine")
+    finally:
+        hanging.set()
 
 
 async def test_simultaneous_copies_to_one_name_all_succeed(three: ThreeNodes) -> None:
