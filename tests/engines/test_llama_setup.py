@@ -180,6 +180,21 @@ def test_programs_named_by_settings_are_used_or_refused(workshop: Workshop) -> N
         workshop.setup(server="/nowhere/llama-server").run()
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("kill -ILL $$", "instructions that this machine's processor does not have"),
+        ("echo error while loading shared libraries: libcudart.so.12; exit 127", "install that library"),
+    ],
+)
+def test_a_configured_program_that_does_not_run_is_refused_with_the_reason(
+    workshop: Workshop, script: str, words: str
+) -> None:
+    server = install(workshop.folder / "mine", f"#!/bin/sh\n{script}\n")
+    with pytest.raises(SetupFailed, match=f"mine/llama-server --version: .*{words}"):
+        workshop.setup(server=str(server)).run()
+
+
 @pytest.mark.parametrize("beside", [True, False])
 def test_an_inaccessible_folder_is_skipped_or_named_in_the_error(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, beside: bool

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from sollold.engines.llamacpp.exit_reason import exit_reason
 from sollold.errors import system_words
 from sollold.facts import dataclass
 from sollold.machine.program import run_program
@@ -176,5 +177,5 @@ def _ask(program: Path, option: str) -> str:
         raise LlamaUnusable(f"{program} does not run: {system_words(error)}") from error
     text = done.stdout.decode("utf-8", "replace")
     if done.returncode != 0:
-        raise LlamaUnusable(f"{program} {option} exited with {done.returncode}: {text.strip()[-200:]}")
+        raise LlamaUnusable(f"{program} {option}: {exit_reason(done.returncode, text.splitlines())}")
     return text
