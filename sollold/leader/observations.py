@@ -292,7 +292,7 @@ class Observations:
         brief = {node for node, block in blocked.items() if block.seconds <= BACK_WITHIN}
         fallback = {node for node, block in blocked.items() if block.since >= LAST_RESORT}
         avoided = {
-            record.node: "this model failed to load there repeatedly"
+            record.node: "this model recently failed to load there"
             for record in records
             if self.loads.known((record.node, digest), now, least=_AVOIDED)
         }
