@@ -15,7 +15,6 @@ from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
 from sollold.serving.engine_deaths import EngineDeaths
 from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed
-from sollold.serving.model_names import body_for
 from sollold.serving.opening import ServingContext, StreamOpening
 from sollold.serving.protocol import EngineRequest, ErrorKind, StreamError
 from sollold.serving.request import Ask, Call, Engine, Routing, Waiting
@@ -125,7 +124,11 @@ class Attempts:
         return Attempt(choice, candidate, stream, call)
 
     async def _request(self, candidate: EndpointCandidate, call: Call, bypass_queue: bool) -> EngineRequest:
-        ask, body = self._ask, msgspec.json.encode(body_for(candidate, call))
+        ask, fields = self._ask, call.body
+        if candidate.engine is Engine.OLLAMA:
+            # It must be asked by its own name for the model; see `callers_name`.
+            fields = {**fields, "model": candidate.endpoint.model}
+        body = msgspec.json.encode(fields)
         if ask.media is not None:
             body = await ask.media.put_back(body)
         now = self._loop.time()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
+import msgspec
+
 from sollold.serving.attempts import Attempt
-from sollold.serving.model_names import callers_name
 from sollold.serving.request import Call, Engine
 from sollold.serving.resume.base import Continuation
 from sollold.serving.resume.base import read as read_event
@@ -102,12 +106,28 @@ def _leaves_out_end(call: Call) -> bool:
     return chosen and call.path.startswith(_NATIVE)
 
 
+def callers_name(attempt: Attempt) -> Callable[[bytes], bytes] | None:
+    """Return a function that replaces an Ollama's name for the model in an event by the requested one.
+
+    They differ for an alias, a name without tag or host, or the same content under another name. None if
+    there is nothing to replace, so that it costs nothing per token.
+    """
+    requested, engine_name = attempt.call.body.get("model"), attempt.candidate.endpoint.model
+    if not isinstance(requested, str) or not requested or requested == engine_name:
+        return None
+    # In every event the field precedes the model's text; inside a string its quotes would be escaped.
+    field = re.compile(rb'("model"\s*:\s*)' + re.escape(msgspec.json.encode(engine_name)))
+    replacement = msgspec.json.encode(requested)
+    return lambda event: field.sub(lambda match: match[1] + replacement, event, count=1)
+
+
 class EventReader:
     """Turns one attempt's body into the events for the caller."""
 
     def __init__(self, attempt: Attempt, continuation: Continuation) -> None:
         self._events = EventSplitter(attempt.candidate.engine, attempt.call.path)
-        self._rename = callers_name(attempt.candidate, attempt.call)
+        of_ollama = attempt.candidate.engine is Engine.OLLAMA
+        self._rename = callers_name(attempt) if of_ollama else None
         self._unmarked = _leaves_out_end(attempt.call)
         self._continuation = continuation
         self.started = False

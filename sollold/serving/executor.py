@@ -23,8 +23,7 @@ from sollold.serving.engine_error import (
     runner_crashed,
     stream_status,
 )
-from sollold.serving.event_reader import EventReader
-from sollold.serving.model_names import callers_name
+from sollold.serving.event_reader import EventReader, callers_name
 from sollold.serving.opening import ServingContext
 from sollold.serving.prompt_cut import CutPrompt
 from sollold.serving.protocol import ErrorKind, StreamError
@@ -233,11 +232,12 @@ class RequestExecutor:
             except StreamError as error:
                 attempt = await self._recover(error, attempt)
                 continue
-            rename = callers_name(attempt.candidate, attempt.call)
             if self._cut is not None:
                 self._cut.look([body])
+            if attempt.candidate.engine is Engine.OLLAMA and (rename := callers_name(attempt)):
+                body = rename(body)
             await self._done(attempt)
-            receive([rename(body) if rename else body])
+            receive([body])
             break
         await self.close()
         return True

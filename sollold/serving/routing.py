@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Record
+from sollold.cluster.gossip.record import Backend, Endpoint, Record
 from sollold.leader.messages import Ensure
 from sollold.leader.wish import PlacementWish
 from sollold.placement.request import AUTO, OFF
@@ -36,19 +36,17 @@ def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable
 
 def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) -> tuple[str, ...]:
     """Warnings about what the caller gets less of than requested when ``candidate`` answers."""
-    endpoint = candidate.endpoint
-    undrafted = "" if ask.embedding else _undrafted_warning(query.placement, endpoint)
+    endpoint, warnings = candidate.endpoint, []
     if candidate.engine is Engine.OLLAMA:
-        too_long = 0 < query.trained < ask.context
-        context = _trained_context_warning(ask.context, query.model, query.trained) if too_long else ""
-        return tuple(filter(None, (context, undrafted)))
-    if ask.embedding:
-        return ()
-    warnings = (
-        _context_warning(ask.context, endpoint, query.trained),
-        _logprobs_warning(ask.calls[Engine.LLAMA].body, endpoint.drafts),
-        undrafted,
-    )
+        if 0 < query.trained < ask.context:
+            warnings.append(_trained_context_warning(ask.context, query.model, query.trained))
+    elif not ask.embedding:
+        if 0 < endpoint.context < ask.context:
+            warnings.append(_context_warning(ask.context, endpoint, query.trained))
+        if endpoint.drafts.by:
+            warnings.append(_logprobs_warning(ask.calls[Engine.LLAMA].body))
+    if query.placement.speculation and not ask.embedding:
+        warnings.append(_undrafted_warning(query.placement, endpoint))
     return tuple(filter(None, warnings))
 
 
@@ -68,9 +66,7 @@ def load_warnings(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
 
 
 def _context_warning(requested: int, endpoint: Endpoint, trained: int) -> str:
-    """A warning if the endpoint has less context than requested; empty if it has enough."""
-    if not 0 < endpoint.context < requested:
-        return ""
+    """The warning for an endpoint with less context than requested."""
     if 0 < trained <= endpoint.context:
         return _trained_context_warning(requested, endpoint.model, endpoint.context)
     return f"the context has {endpoint.context} tokens instead of the requested {requested}: more do not fit"
@@ -81,12 +77,12 @@ def _trained_context_warning(asked: int, model: str, size: int) -> str:
     return f"the context has {size} tokens instead of the requested {asked}: {model} was trained with no more"
 
 
-def _logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
-    """A warning if requested token probabilities will be incomplete; empty if not.
+def _logprobs_warning(body: Mapping[str, Any]) -> str:
+    """A warning if a drafting endpoint's token probabilities, if requested, will be incomplete; else empty.
 
     llama-server computes none for accepted draft tokens, and reports a logprob of 0.0 for them.
     """
-    if not drafts.by or not any(body.get(name) for name in _PROBABILITIES):
+    if not any(body.get(name) for name in _PROBABILITIES):
         return ""
     return (
         "draft tokens have no probabilities: their logprob is reported as 0.0. "

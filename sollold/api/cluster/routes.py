@@ -152,7 +152,8 @@ class ClusterRoutes:
         # Case is ignored, as in a model's name and the kind of speculation.
         fields |= {name: text.lower() for name in _WORDS if isinstance(text := fields.get(name), str)}
         body = as_type(fields, PlanBody)
-        body.model = await prepare_placement(request, self._services, body.placement) or body.model
+        if body.placement is not None:
+            body.model = await prepare_placement(request, self._services, body.placement) or body.model
         return body
 
     async def _plan(self, request: web.Request) -> web.Response:

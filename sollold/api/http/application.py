@@ -24,7 +24,7 @@ from sollold.api.dashboard import DashboardRoutes
 from sollold.api.engine.tolerant import TolerantService
 from sollold.api.http.access import ACCESS, Access
 from sollold.api.http.answer_budget import AnswerBudget
-from sollold.api.http.body import LONGEST_BODY
+from sollold.api.http.body import LONGEST_BODY, note_expectation
 from sollold.api.http.client_address import networks
 from sollold.api.http.connections import (
     LONGEST_HEADER,
@@ -35,7 +35,6 @@ from sollold.api.http.connections import (
 )
 from sollold.api.http.cors import EXPOSED, METHODS, ORIGINS, Origins, allowed
 from sollold.api.http.exchange import exchange_of
-from sollold.api.http.expect import note_expectation
 from sollold.api.http.guard import Guard
 from sollold.api.http.hosts import HOSTS, Hosts
 from sollold.api.http.inflight import InflightRequests

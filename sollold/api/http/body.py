@@ -6,11 +6,10 @@ import asyncio
 from typing import Any, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from sollold.api.http.decompress import decompressed
 from sollold.api.http.exchange import Exchange, exchange_of
-from sollold.api.http.expect import accept_body
 from sollold.api.http.invalid import explain, wrong_field
 from sollold.api.http.json_bounds import JsonBounds, TooManyValues
 from sollold.api.http.json_repair import TooMuchToRepair, repaired
@@ -161,6 +160,22 @@ async def read_bytes(request: web.Request) -> bytearray:
     # Not copied, which would take long for a large body.
     exchange.body = parts
     return parts
+
+
+async def note_expectation(request: web.Request) -> None:
+    """Remember that the client waits with the body until its request is accepted (RFC 9110, 10.1.1).
+
+    Other expectations are ignored.
+    """
+    expected = request.headers["Expect"].lower()
+    exchange_of(request).waits = request.version >= HttpVersion11 and expected == "100-continue"
+
+
+def accept_body(request: web.Request, exchange: Exchange) -> None:
+    """Let a client that waits send the body, which is about to be read."""
+    waits, exchange.waits = exchange.waits, False
+    if waits and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 async def _gather(

@@ -15,10 +15,9 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.engine.fields import require_model
-from sollold.api.http.body import as_type, read_bytes, read_object
+from sollold.api.http.body import accept_body, as_type, read_bytes, read_object
 from sollold.api.http.errors import Dialect, refusal_bytes, refusal_object, status_of
 from sollold.api.http.exchange import exchange_of
-from sollold.api.http.expect import accept_body
 from sollold.api.http.response import JSON, NDJSON, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices

@@ -173,7 +173,10 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         if modality != "text":
             message = f"modalities: {modality[:40]} output is not supported; only text is"
             raise bad_request(message, field="modalities")
-    out = normalize_chat(with_functions(with_llamas_names(engine_body(typed_body(body, ask)), ask), ask))
+    out = with_llamas_names(engine_body(typed_body(body, ask)), ask)
+    if ask.functions is not None or ask.function_call is not None:
+        out = with_functions(out, ask)
+    out = normalize_chat(out)
     for name in UNSUPPORTED_FIELDS:
         out.pop(name, None)
     _set_effort(out)
@@ -186,7 +189,8 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         chat_message(message, model, result=result)
         for message, result in zip(out["messages"], results, strict=True)
     ]
-    _set_tool_choice(out)
+    if "tool_choice" in out:
+        _set_tool_choice(out)
     kind = (ask.response_format or {}).get("type")
     if kind not in (None, "text", "json_object", "json_schema"):
         raise bad_request(
@@ -220,8 +224,7 @@ def _set_effort(out: dict[str, Any]) -> None:
 
 def with_functions(body: dict[str, Any], ask: ChatCompletion) -> dict[str, Any]:
     """Return ``body`` with the deprecated ``functions`` and ``function_call`` as tools."""
-    if "functions" in body or "function_call" in body:
-        body = {key: value for key, value in body.items() if key not in ("functions", "function_call")}
+    body = {key: value for key, value in body.items() if key not in ("functions", "function_call")}
     if not ask.functions:
         return body
     tools = [{"type": "function", "function": function} for function in ask.functions]
@@ -242,10 +245,7 @@ def _clean_stop(body: dict[str, Any], ask: Sampling) -> None:
 
 def _set_tool_choice(out: dict[str, Any]) -> None:
     """Keep only the chosen functions, since llama-server ignores such a choice, and set the mode."""
-    choice = out.pop("tool_choice", None)
-    if choice is None:
-        return
-    mode, names = chosen_tools(choice)
+    mode, names = chosen_tools(out.pop("tool_choice"))
     if names is not None:
         chosen = frozenset(names)
         tools = [tool for tool in out.get("tools", ()) if tool["function"]["name"] in chosen]
