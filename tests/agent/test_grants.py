@@ -186,6 +186,7 @@ async def test_a_renewal_is_answered_while_the_disk_of_the_tensor_cache_hangs(
         for _ in range(3):
             renewal = Renew("d", "b", loaded=True)
             assert (await asyncio.wait_for(cluster.call("b", "a", "renew", renewal), 5.0)).ok
+        await until(lambda: asked)
         assert asked == ["d"]
 
 

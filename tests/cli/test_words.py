@@ -57,7 +57,7 @@ def test_options_may_come_before_or_after_the_command() -> None:
         ("load m extra", "usage: sollold load "),
         ("key", "missing one of new, list, revoke"),
         ("chat", "missing MODEL\n"),
-        ("plan m --policy x", "choose from 'fastest', "),
+        ("plan m --policy x", "argument --policy: invalid choice: 'x' (choose from "),
         ("serve m", "sollold run MODEL"),
         ("setup --node x", "unrecognized arguments"),
         ("--node x setup", "asks no node"),

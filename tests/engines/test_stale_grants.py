@@ -10,7 +10,7 @@ from sollold.cluster.gossip.record import Grant, GrantState
 from sollold.cluster.net.rpc_client import RpcClient
 from sollold.engines.commands import Done, Release
 from sollold.engines.llamacpp.stale_grants import _MAX_DEPLOYMENTS, StaleGrants
-from tests.doubles import FakeView, record
+from tests.doubles import FakeView, record, until
 
 
 class Owners(RpcClient):
@@ -57,7 +57,7 @@ async def test_grants_of_an_earlier_run_are_released_once() -> None:
     await asyncio.sleep(0)
     assert [node for node, _ in owners.asked] == ["b", "c"]
     await stale_grants.close()
-    assert not stale_grants._tasks
+    await until(lambda: not stale_grants._tasks)
 
 
 async def test_grants_of_a_deployment_older_than_many_others_are_kept() -> None:

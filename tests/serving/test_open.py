@@ -835,7 +835,7 @@ async def test_only_a_queued_request_needs_an_extra_task(cluster: Cluster) -> No
     tasks: list[str] = []
 
     def noted(loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> asyncio.Task[Any]:
-        tasks.append(coroutine.__qualname__)
+        tasks.append(getattr(coroutine, "__qualname__", ""))
         return asyncio.Task(coroutine, loop=loop, **more)
 
     asyncio.get_running_loop().set_task_factory(noted)
