@@ -47,9 +47,11 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename is None:
-            # The error of a write to a full disk has no file name.
+        if isinstance(error, OSError):
+            # Not the temporary name, which differs each time; a write to a full disk names no file.
             error.filename = str(path)
+            if error.filename2 is not None:
+                del error.filename2
         raise
     if durable:
         folder = os.open(path.parent, os.O_RDONLY)

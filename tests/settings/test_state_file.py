@@ -59,6 +59,17 @@ def test_two_threads_may_write_the_same_file(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
+    inside = tmp_path / "gone" / "keys.json"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for path in (inside, folder):
+        with pytest.raises(OSError, match=r"'$") as failed:
+            write_whole(path, b"{}")
+        assert failed.value.filename == str(path) and ".new" not in str(failed.value)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 @pytest.mark.parametrize(("content", "found"), [(b"[1, 2]", [1, 2]), (b"[1, ", None), (b'["\xff"]', None)])
 def test_a_damaged_file_is_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes, found: list[int] | None
