@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import socket
 import subprocess
 import textwrap
@@ -71,7 +72,10 @@ def _why_silent() -> list[dict[str, Any]]:
     elif loaded == "loaded":
         found.append(_problem("the service is not started", f"{as_root}{control} enable --now sollold"))
     elif loaded in ("", "not-found"):
-        found.append(_problem("the sollold service is not installed on this machine", "sollold run"))
+        # Without systemd, or for root, there is no service of a user.
+        by_user = "sollold install --user --now; or, in this terminal: " if loaded and os.geteuid() else ""
+        text = "the sollold service is not installed on this machine"
+        found.append(_problem(text, f"{by_user}sollold run"))
     else:
         text = f"the service can't be started: systemd reports its unit as {loaded}"
         found.append(_problem(text, f"{control} status sollold"))

@@ -78,6 +78,9 @@ def test_an_existing_user_service_is_checked(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert service.journalctl() == ["journalctl", "-u", "sollold"]
+    monkeypatch.setattr(doctor_command, "_service", lambda: ("not-found", "inactive"))
+    fix = "sollold install --user --now; or, in this terminal: sollold run"
+    assert doctor_command._why_silent()[0]["fix"] == fix
     service.unit_file().parent.mkdir(parents=True)
     service.unit_file().touch()
     assert service.journalctl() == ["journalctl", "--user", "-u", "sollold"]
