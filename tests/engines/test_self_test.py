@@ -120,6 +120,8 @@ def test_wrong_results_are_found(programs: Path, answer: bytes) -> None:
     "script, words",
     [
         ("kill -KILL $$", "killed"),
+        ("echo failed to allocate buffer of size 9; exit 1", "it ran out of memory"),
+        ('echo "couldn\'t bind HTTP server socket"; exit 1', "couldn't bind"),
         ("exec sleep 600", "did not start within 1 s"),
     ],
 )

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from sollold.engines.install.find import LlamaUnusable
-from sollold.engines.llamacpp.exit_reason import exit_reason
+from sollold.engines.llamacpp.exit_reason import exit_reason, lacked_memory, port_was_taken
 from sollold.engines.llamacpp.ports import LOOPBACK, Ports
 from sollold.machine.child_guard import guarded
 from sollold.machine.program import child_environment, kill_session
@@ -40,7 +40,7 @@ _LAST_LINES = 60
 _PROMPT = {"prompt": "Hi", "n_predict": 8, "temperature": 0}
 _OPTIONS = ("-c", "256", "-np", "1", "-t", "1", "--offline", "--host", LOOPBACK)
 _NOT_ITS_FAULT = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
-"""Exit codes of a program that was ended by another, or by the system when memory ran out."""
+"""Exit codes of a program that was ended by another program or by the system."""
 
 
 class _NotTested(Exception):
@@ -117,7 +117,9 @@ def _running(
             return
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
         reason = f"{name}: {exit_reason(code, lines)}"
-        raise _NotTested(reason) if code in _NOT_ITS_FAULT else LlamaUnusable(reason)
+        if code in _NOT_ITS_FAULT or lacked_memory(reason) or port_was_taken(lines):
+            raise _NotTested(reason)
+        raise LlamaUnusable(reason)
 
     with process:
         try:
