@@ -256,7 +256,10 @@ async def test_a_cancelled_start_leaves_no_child(folder: Path) -> None:
     await asyncio.sleep(0)
     start.cancel()
     await asyncio.gather(start, return_exceptions=True)
-    await until(lambda: psutil.Process().children(recursive=True) == [])
+    log = folder / "logs/d/test.log"
+    # Until then its thread may only be about to start it.
+    await until(lambda: log.exists() and "[exit -9]" in log.read_text())
+    assert psutil.Process().children(recursive=True) == []
 
 
 def test_children_end_with_a_killed_daemon(folder: Path) -> None:
