@@ -112,6 +112,8 @@ def callers_name(attempt: Attempt) -> Callable[[bytes], bytes] | None:
     They differ for an alias, a name without tag or host, or the same content under another name. None if
     there is nothing to replace, so that it costs nothing per token.
     """
+    if attempt.candidate.engine is not Engine.OLLAMA:
+        return None
     requested, engine_name = attempt.call.body.get("model"), attempt.candidate.endpoint.model
     if not isinstance(requested, str) or not requested or requested == engine_name:
         return None
@@ -126,8 +128,7 @@ class EventReader:
 
     def __init__(self, attempt: Attempt, continuation: Continuation) -> None:
         self._events = EventSplitter(attempt.candidate.engine, attempt.call.path)
-        of_ollama = attempt.candidate.engine is Engine.OLLAMA
-        self._rename = callers_name(attempt) if of_ollama else None
+        self._rename = callers_name(attempt)
         self._unmarked = _leaves_out_end(attempt.call)
         self._continuation = continuation
         self.started = False

@@ -234,7 +234,7 @@ class RequestExecutor:
                 continue
             if self._cut is not None:
                 self._cut.look([body])
-            if attempt.candidate.engine is Engine.OLLAMA and (rename := callers_name(attempt)):
+            if rename := callers_name(attempt):
                 body = rename(body)
             await self._done(attempt)
             receive([body])

@@ -45,7 +45,7 @@ def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) ->
             warnings.append(_context_warning(ask.context, endpoint, query.trained))
         if endpoint.drafts.by:
             warnings.append(_logprobs_warning(ask.calls[Engine.LLAMA].body))
-    if query.placement.speculation and not ask.embedding:
+    if not ask.embedding:
         warnings.append(_undrafted_warning(query.placement, endpoint))
     return tuple(filter(None, warnings))
 

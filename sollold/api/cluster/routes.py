@@ -152,8 +152,7 @@ class ClusterRoutes:
         # Case is ignored, as in a model's name and the kind of speculation.
         fields |= {name: text.lower() for name in _WORDS if isinstance(text := fields.get(name), str)}
         body = as_type(fields, PlanBody)
-        if body.placement is not None:
-            body.model = await prepare_placement(request, self._services, body.placement) or body.model
+        body.model = await prepare_placement(request, self._services, body.placement) or body.model
         return body
 
     async def _plan(self, request: web.Request) -> web.Response:

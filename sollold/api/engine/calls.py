@@ -175,16 +175,14 @@ def build_ask(
         Refusal: BAD_REQUEST for an invalid model name or ``keep_alive``, or for input that could harm an
             engine.
     """
-    if keep_alive is not None:
-        calls = _with_plain_keep_alive(calls)
     return Ask(
         id=caller.id,
         model=require_model(name),
-        calls=protected(calls, caller.media),
+        calls=protected(_with_plain_keep_alive(calls), caller.media),
         stream=stream,
         load_only=load_only,
         context=max(0, context or own_context(listed.model)),
-        keep_alive=parse_keep_alive(keep_alive) if keep_alive is not None else None,
+        keep_alive=parse_keep_alive(keep_alive),
         priority=caller.priority,
         client=caller.client,
         embedding=embedding,

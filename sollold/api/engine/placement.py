@@ -70,13 +70,17 @@ class V1Fields(PlacedFields, kw_only=True):
     num_ctx: Small | None = None
 
 
-async def prepare_placement(request: web.Request, services: AppServices, placement: PlacementBody) -> str:
+async def prepare_placement(
+    request: web.Request, services: AppServices, placement: PlacementBody | None
+) -> str:
     """Register a request's file and external workers. Return the file's model; empty if there is no file.
 
     Raises:
         Refusal: BAD_REQUEST, also for a file named by a caller on another machine, and for workers that no
             node knows if the caller lacks the scope for them, since this node would connect to them.
     """
+    if placement is None:
+        return ""
     if placement.external:
         _check_external(request, services, placement.external)
         await services.cluster.use_external(placement.external)
@@ -96,9 +100,7 @@ async def find_placed(
     Raises:
         Refusal: as `prepare_placement`; NOT_FOUND, AMBIGUOUS, BAD_REQUEST if there is no such model.
     """
-    name = model
-    if placement is not None:
-        name = await prepare_placement(request, services, placement) or name
+    name = await prepare_placement(request, services, placement) or model
     return await services.library.find(require_model(name))
 
 

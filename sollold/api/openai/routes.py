@@ -115,9 +115,7 @@ class OpenAiRoutes:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS, BAD_REQUEST.
         """
-        name = ask.model
-        if ask.placement is not None:
-            name = await prepare_placement(request, self._services, ask.placement) or name
+        name = await prepare_placement(request, self._services, ask.placement) or ask.model
         if not name.strip():
             loaded = {instance.endpoint.model for instance in self._services.library.running()}
             if len(loaded) != 1:
