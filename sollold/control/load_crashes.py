@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sollold.cluster.gossip.record import Backend, Record, State
-from sollold.engines.llamacpp.exit_reason import TERMINATED
+from sollold.engines.llamacpp.exit_reason import ended_by_signal
 from sollold.facts import dataclass
 
 
@@ -49,7 +49,7 @@ class LoadCrashes:
                 if endpoint.state is State.READY:
                     for node in (record.node, *(placed.node for placed in endpoint.placed)):
                         self._nodes.pop(node, None)
-                elif endpoint.crashed and not endpoint.answered and TERMINATED in endpoint.reason:
+                elif endpoint.crashed and not endpoint.answered and ended_by_signal(endpoint.reason):
                     node = endpoint.culprit or record.node
                     if (entry := self._nodes.get(node) or nodes.get(node)) is not None:
                         models = tuple(dict.fromkeys((*entry.models, endpoint.model)))

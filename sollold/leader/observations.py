@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
-from sollold.engines.llamacpp.exit_reason import TERMINATED
+from sollold.engines.llamacpp.exit_reason import ended_by_signal
 from sollold.facts import dataclass
 from sollold.leader.absent_nodes import BACK_WITHIN, Absences
 from sollold.leader.backoff import Backoff, Blocked
@@ -195,7 +195,7 @@ class Observations:
         if endpoint.hung or not self.loads.known(load, now):
             self.nodes.failed(node, reason, now, least=HUNG_COUNTS if endpoint.hung else 1)
         # A crash is not retried at the same node if others will do: llama.cpp may not suit its machine.
-        by_signal = endpoint.crashed and TERMINATED in endpoint.reason
+        by_signal = endpoint.crashed and ended_by_signal(endpoint.reason)
         self.loads.failed(load, reason, now, least=_AVOIDED if by_signal else 1)
         if endpoint.culprit in ("", head):
             # A fault of another node than the head is not the model's.

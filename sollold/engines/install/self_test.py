@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
-import signal
 import socket
 import subprocess
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from sollold.engines.install.find import LlamaUnusable
-from sollold.engines.llamacpp.exit_reason import exit_reason, lacked_memory, port_was_taken
+from sollold.engines.llamacpp.exit_reason import ENDED_BY_OTHERS, exit_reason, lacked_memory, port_was_taken
 from sollold.engines.llamacpp.ports import LOOPBACK, Ports
 from sollold.machine.child_guard import guarded
 from sollold.machine.program import child_environment, kill_session
@@ -39,8 +38,6 @@ _ERROR_CHARACTERS = 300
 _LAST_LINES = 60
 _PROMPT = {"prompt": "Hi", "n_predict": 8, "temperature": 0}
 _OPTIONS = ("-c", "256", "-np", "1", "-t", "1", "--offline", "--host", LOOPBACK)
-_NOT_ITS_FAULT = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
-"""Exit codes of a program that was ended by another program or by the system."""
 
 
 class _NotTested(Exception):
@@ -117,7 +114,7 @@ def _running(
             return
         lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
         reason = f"{name}: {exit_reason(code, lines)}"
-        if code in _NOT_ITS_FAULT or lacked_memory(reason) or port_was_taken(lines):
+        if code in ENDED_BY_OTHERS or lacked_memory(reason) or port_was_taken(lines):
             raise _NotTested(reason)
         raise LlamaUnusable(reason)
 

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 OUT_OF_MEMORY = "ran out of memory"
 """Part of the reason of every process that ran out of memory."""
-TERMINATED = "it was terminated by"
+_TERMINATED = "it was terminated by"
 """Part of the reason of every process that a signal ended, unless one of the others explains it."""
 KILLED = "it was killed (SIGKILL), probably out of memory"
 UNREADABLE = "a file that it had mapped can't be read any more (SIGBUS): truncated, or its disk is gone"
 NO_THREADS = "the system allows this user no more threads or processes; raise TasksMax= or `ulimit -u`"
+ENDED_BY_OTHERS = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+"""Exit codes of a process that was ended by another one or by the system."""
 _MEMORY = re.compile(
     r"out of memory|failed to allocate|unable to allocate|cannot allocate|OutOfDeviceMemory"
     r"|cudaMalloc failed|std::bad_alloc|insufficient memory",
@@ -36,7 +38,7 @@ _NOT_RUN_ADVICE = {
     errno.ENOEXEC: _DAMAGED,
 }
 _ILLEGAL = (
-    f"{TERMINATED} SIGILL: this llama.cpp uses instructions that this machine's processor does not "
+    f"{_TERMINATED} SIGILL: this llama.cpp uses instructions that this machine's processor does not "
     "have; let sollold build one here (llama.build), or set llama.server to one that suits"
 )
 _PORT = re.compile(r"Failed to create server socket|couldn't bind|address already in use", re.IGNORECASE)
@@ -87,8 +89,7 @@ def draft_was_refused(lines: Sequence[str]) -> bool:
 def crashed(code: int, lines: Sequence[str]) -> bool:
     """Return whether a process with this exit code and last output crashed by itself or because of a request:
     it was neither stopped nor killed, no mapped file was truncated, and it could start its threads."""
-    intended = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    stopped = code in (0, -signal.SIGBUS, *(-number for number in intended))
+    stopped = code in (0, -signal.SIGBUS, *ENDED_BY_OTHERS)
     return not stopped and not any(_THREADS.search(line) for line in lines)
 
 
@@ -101,6 +102,12 @@ def lacked_memory(reason: str) -> bool:
     """Return whether a process ran out of memory, or was killed, which is probably the same; ``reason``: a
     text that contains its `exit_reason`."""
     return OUT_OF_MEMORY in reason or KILLED in reason
+
+
+def ended_by_signal(reason: str) -> bool:
+    """Return whether a signal ended a process, for none of the other known causes; ``reason``: as for
+    `lacked_memory`."""
+    return _TERMINATED in reason
 
 
 def worker_was_lost(lines: Sequence[str]) -> bool:
@@ -159,9 +166,9 @@ def _assertion(lines: Sequence[str]) -> str:
 def _exit_text(code: int) -> str:
     if code < 0:
         try:
-            return f"{TERMINATED} {signal.Signals(-code).name}"
+            return f"{_TERMINATED} {signal.Signals(-code).name}"
         except ValueError:
-            return f"{TERMINATED} signal {-code}"
+            return f"{_TERMINATED} signal {-code}"
     return f"it exited with code {code}"
 
 
