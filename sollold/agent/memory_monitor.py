@@ -126,7 +126,7 @@ class MemoryMonitor:
             sizes = allocated.setdefault(deployment, {})
             for process in running:
                 sizes[PROCESSOR] = sizes.get(PROCESSOR, 0) + process.memory()
-                for pid in process.pids():
+                for pid in process.known_pids():
                     for device, size in measurement.processes.get(pid, {}).items():
                         sizes[device] = sizes.get(device, 0) + size
             # Many drivers do not tell what each process holds, and in a container they use other process ids.

@@ -124,15 +124,19 @@ class Process:
         self._found = session_members(self.pid)
         return self._found
 
+    def known_pids(self) -> set[int]:
+        """Return those that `pids`, `memory` or `addresses` found last, without those that have ended."""
+        return {pid for pid in {self.pid, *self._found} if in_session(pid, self.pid)}
+
     def memory(self) -> int:
         """Return its private RAM in bytes: without mapped files, which the system can reclaim. Blocks."""
         return sum(map(_private_memory, self.pids()))
 
     def work(self) -> int | None:
         """Return a counter of its activity: processor time in hundredths of a second plus major page faults.
-        None if unknown. It counts the processes that `pids`, `memory` or `addresses` found last.
+        None if unknown. It counts `known_pids`.
         """
-        known = [work for pid in self._known_pids() if (work := _work(pid)) is not None]
+        known = [work for pid in self.known_pids() if (work := _work(pid)) is not None]
         return sum(known) if known else None
 
     def waits_for_disk(self) -> bool:
@@ -153,7 +157,7 @@ class Process:
 
     def kill(self) -> None:
         """Send SIGKILL to its known processes. The rest of its session is killed once it has exited."""
-        self._signal(signal.SIGKILL, self._known_pids())
+        self._signal(signal.SIGKILL, self.known_pids())
 
     async def stop(self, grace: float = 3.0) -> None:
         """Stop it: SIGTERM, then SIGKILL after ``grace`` seconds. Returns once it is gone."""
@@ -177,10 +181,6 @@ class Process:
                     os.kill(pid, number)
         finally:
             self._reaping.release()
-
-    def _known_pids(self) -> set[int]:
-        """Return its processes found last, without those that have ended."""
-        return {pid for pid in {self.pid, *self._found} if in_session(pid, self.pid)}
 
     def _kill_late_start(self, started: asyncio.Future[None]) -> None:
         if not started.cancelled() and started.exception() is None:
